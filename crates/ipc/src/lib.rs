@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How the node's processes speak to each other: topics, calls, framing, the broker's logic and service manifests.
+//!
+//! No business rules. Read [`topics`] first: it is the map of the running system.
+#![forbid(unsafe_code)]
+
+pub mod calls;
+pub mod topics;

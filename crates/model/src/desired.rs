@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the planner asks of one process. Values of topics: newest value per key, absent means to go.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{AclRule, Credentials, LocalNetwork, UserData, VirtualizationMode};
+use crate::id::{AppId, ContentTreeId, Digest, NetworkInstanceId, VolumeKey};
+use crate::net::Mac;
+
+/// Content the store shall hold (topic `content-desired`, key: content tree id).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContentDesired {
+    pub id: ContentTreeId,
+    pub name: String,
+    /// Raised to have a tag resolved again.
+    pub generation: i64,
+    /// Tried in order.
+    pub sources: Vec<ContentSource>,
+    /// Digest of the manifest or index, when ordered by digest.
+    pub digest: Option<Digest>,
+    /// 0: no limit.
+    pub max_size_bytes: u64,
+}
+
+/// One place an image can be had from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContentSource {
+    pub registry: RegistrySource,
+    /// Repository below the registry, without tag or digest.
+    pub repository: String,
+    /// Tag, or `sha256:…`.
+    pub reference: String,
+}
+
+/// A registry and how to speak to it. Everything fetch needs, so that it keeps nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistrySource {
+    /// `https://host:port`, or `http://host:port` for a registry on loopback or one ordered with `http://`.
+    pub base_url: String,
+    pub credentials: Option<Credentials>,
+    pub ca_pem: Vec<String>,
+}
+
+/// A volume the store shall make and keep (topic `volume-desired`, key: volume key).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeDesired {
+    pub key: VolumeKey,
+    pub name: String,
+    pub content: ContentTreeId,
+}
+
+/// A network the net process shall keep (topic `network-desired`, key: network instance id).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkDesired {
+    pub id: NetworkInstanceId,
+    pub name: String,
+    /// Rises never falls: names the bridge, survives restarts.
+    pub number: u16,
+    pub local: LocalNetwork,
+    /// Linux names of the uplinks allowed for this network, in order of preference; empty: no uplink.
+    pub uplinks: Vec<String>,
+}
+
+/// The interfaces of one app (topic `vifs-desired`, key: app id).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VifsDesired {
+    pub app: AppId,
+    /// DNS name of the app inside its networks: the app's name, lower case.
+    pub name: String,
+    pub vifs: Vec<VifDesired>,
+}
+
+/// One interface of an app.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VifDesired {
+    /// Name inside the app, e.g. `eth0`.
+    pub name: String,
+    pub network: NetworkInstanceId,
+    /// Name of the node's end, at most 15 bytes, unique on the node: `nbu<n>x<app number>`.
+    pub host_name: String,
+    pub mac: Mac,
+    pub address: Ipv4Addr,
+    pub acl: Vec<AclRule>,
+}
+
+/// An app the run process shall keep running (topic `app-desired`, key: app id).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppDesired {
+    pub app: AppId,
+    pub name: String,
+    /// A change stops the running instance and starts a new one: made of restart and purge counters and all that
+    /// can only be changed by a restart.
+    pub instance: u64,
+    pub mode: VirtualizationMode,
+    pub memory_bytes: u64,
+    pub vcpus: u32,
+    pub root: VolumeKey,
+    pub image: ImageConfig,
+    /// Layer directories below the store's directory, lowest first.
+    pub layers: Vec<Digest>,
+    pub vif_count: u16,
+    pub dns: Vec<Ipv4Addr>,
+    pub user_data: Option<UserData>,
+}
+
+/// What the image says of how it is to be run (OCI image config).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageConfig {
+    pub entrypoint: Vec<String>,
+    pub cmd: Vec<String>,
+    /// `KEY=VALUE`.
+    pub env: Vec<String>,
+    /// Empty: root of the container.
+    pub user: String,
+    /// Empty: `/`.
+    pub working_dir: String,
+    /// Name or number; empty: SIGTERM.
+    pub stop_signal: String,
+}

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a process saw. Values of topics: newest value per key, written by the process that looked.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::desired::ImageConfig;
+use crate::id::{AppId, ContentTreeId, DeviceId, Digest, NetworkInstanceId, VolumeKey};
+use crate::net::{Mac, Prefix4};
+use crate::reason::Fault;
+use crate::time::{MonoMs, WallTime};
+
+/// Topic `content-observed`, key: content tree id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContentObserved {
+    pub id: ContentTreeId,
+    /// Generation of the order this speaks of.
+    pub generation: i64,
+    pub state: ContentState,
+    /// Why it does not go on, while it is tried again.
+    pub fault: Option<Fault>,
+}
+
+/// In order of progress.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContentState {
+    ResolvingTag,
+    Downloading {
+        digest: Digest,
+        done_bytes: u64,
+        total_bytes: u64,
+    },
+    /// All blobs are here and have their digests; layers are being unpacked.
+    Verified {
+        digest: Digest,
+        total_bytes: u64,
+    },
+    Loaded(Image),
+}
+
+/// An image in the store, ready to be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// Of the manifest or index that was asked for.
+    pub digest: Digest,
+    pub total_bytes: u64,
+    pub config: ImageConfig,
+    /// Diff ids of the unpacked layers, lowest first; each is a directory of the store.
+    pub layers: Vec<Digest>,
+    /// Every blob of the image: digest, bytes, media type.
+    pub blobs: Vec<Blob>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blob {
+    pub digest: Digest,
+    pub size_bytes: u64,
+    pub media_type: String,
+}
+
+/// Topic `volume-observed`, key: volume key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeObserved {
+    pub key: VolumeKey,
+    /// Image the volume was made from, once it is made.
+    pub image: Option<Image>,
+    pub used_bytes: u64,
+    pub fault: Option<Fault>,
+}
+
+/// Topic `network-observed`, key: network instance id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkObserved {
+    pub id: NetworkInstanceId,
+    /// Linux name of the bridge.
+    pub bridge: String,
+    pub is_up: bool,
+    /// Linux name of the uplink in use.
+    pub uplink: Option<String>,
+    pub fault: Option<Fault>,
+}
+
+/// Topic `vifs-observed`, key: app id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VifsObserved {
+    pub app: AppId,
+    pub vifs: Vec<VifObserved>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VifObserved {
+    pub name: String,
+    pub host_name: String,
+    pub mac: Mac,
+    pub address: Ipv4Addr,
+    /// The rules are in force and the node's end exists; the app's end follows when the app starts.
+    pub is_ready: bool,
+    pub fault: Option<Fault>,
+}
+
+/// Topic `app-observed`, key: app id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppObserved {
+    pub app: AppId,
+    /// Instance this speaks of, see `AppDesired::instance`.
+    pub instance: u64,
+    pub state: RunState,
+    /// Starts of this instance so far.
+    pub starts: u32,
+    pub fault: Option<Fault>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RunState {
+    Starting,
+    Running {
+        since: MonoMs,
+        started_at: Option<WallTime>,
+    },
+    Stopping,
+    /// Ended by itself; started again at `retry_at`.
+    Backoff {
+        retry_at: MonoMs,
+        exit: Exit,
+    },
+    /// Not running and not to be.
+    Halted,
+    /// Cannot be run as ordered.
+    Failed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Exit {
+    Code(i32),
+    Signal(i32),
+    OutOfMemory,
+}
+
+/// Topic `app-metrics`, key: app id. Counters are cumulative over the app's instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppMetrics {
+    pub app: AppId,
+    pub cpu_ns: u64,
+    pub memory_used_bytes: u64,
+    pub memory_peak_bytes: u64,
+    pub memory_limit_bytes: u64,
+    pub pids: u32,
+}
+
+/// Topic `link-metrics`, key: Linux name of the interface. From the node's point of view.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkMetrics {
+    pub name: String,
+    pub app: Option<AppId>,
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
+    pub rx_packets: u64,
+    pub tx_packets: u64,
+    pub rx_drops: u64,
+    pub tx_drops: u64,
+    pub rx_errors: u64,
+    pub tx_errors: u64,
+    pub acl_drops: u64,
+}
+
+/// Topic `port-observed`, key: Linux name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortObserved {
+    pub name: String,
+    pub mac: Option<Mac>,
+    pub is_up: bool,
+    pub mtu: u32,
+    pub addresses: Vec<Prefix4>,
+    pub gateways: Vec<Ipv4Addr>,
+    pub dns: Vec<Ipv4Addr>,
+}
+
+/// Topic `storage-observed`, key: mount point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageObserved {
+    pub path: String,
+    pub total_bytes: u64,
+    pub used_bytes: u64,
+    /// Bytes of content held, and of volumes.
+    pub content_bytes: u64,
+}
+
+/// Topic `service-observed`, key: service name. Written by init.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceObserved {
+    pub name: String,
+    pub pid: Option<i32>,
+    pub restarts: u32,
+    pub started: MonoMs,
+    /// Resident memory at the last look.
+    pub memory_bytes: u64,
+    pub cpu_ns: u64,
+}
+
+/// Topic `node-observed`, key: empty. Written by init: facts of the box.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeObserved {
+    /// Version of this software.
+    pub version: String,
+    pub kernel: String,
+    pub architecture: String,
+    pub hostname: String,
+    pub boot_id: String,
+    pub booted_at: Option<WallTime>,
+    pub cpus: u32,
+    pub memory_bytes: u64,
+    pub manufacturer: String,
+    pub product: String,
+    pub serial: String,
+    /// Runs on another Linux instead of being its own.
+    pub is_hosted: bool,
+    /// Start of the node software, counted over its life on this disk.
+    pub restart_counter: u32,
+}
+
+/// Topic `agent-observed`, key: empty. What the agent knows of its controller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentObserved {
+    /// Known once onboarded.
+    pub device: Option<DeviceId>,
+    pub server: String,
+    /// Last answer of the controller to anything.
+    pub last_contact: Option<MonoMs>,
+    pub is_attested: bool,
+    pub fault: Option<Fault>,
+}
+
+/// Topic `vault-observed`, key: empty.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VaultObserved {
+    /// Keys are held by a TPM.
+    pub has_tpm: bool,
+    pub is_open: bool,
+    pub fault: Option<Fault>,
+}
