@@ -39,6 +39,9 @@ calls! {
     /// Joining an app's network namespace. The request comes with two file descriptors: the namespace, and a
     /// netlink route socket opened inside it.
     Net: "net", NetRequest => Result<NetReply, Fault>;
+    /// Shims, started from their template manifest. A shim that was spawned shows itself to run as a channel of
+    /// kind `shim`, its key the app id; run gets the channels of all live shims again when it was restarted itself.
+    Init: "init", InitRequest => Result<InitReply, Fault>;
 }
 
 #[derive(Serialize, Deserialize)]
@@ -193,4 +196,37 @@ pub enum NetRequest {
 pub enum NetReply {
     /// All interfaces stand and are configured. Name servers and search names for the app's resolv.conf.
     Attached { dns: Vec<core::net::Ipv4Addr>, hosts: Vec<(core::net::Ipv4Addr, String)> },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InitRequest {
+    /// Starts the shim of an app in its own control groups; done when it already lives.
+    SpawnShim { app: AppId, limits: AppLimits },
+    /// Ends the shim and whatever is left in its control groups, and removes those; done when there is none.
+    KillShim { app: AppId },
+    /// All shims that live.
+    Shims,
+}
+
+/// Limits of the control group an app runs in. The shim itself is outside of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppLimits {
+    /// 0: no limit.
+    pub memory_bytes: u64,
+    /// CPUs' worth of time; 0: no limit.
+    pub vcpus: u32,
+    /// 0: no limit.
+    pub pids_max: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InitReply {
+    Done,
+    Shims(Vec<LiveShim>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveShim {
+    pub app: AppId,
+    pub pid: i32,
 }

@@ -3,6 +3,9 @@
 //!
 //! No business rules. Read [`topics`] first: it is the map of the running system.
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod calls;
+pub mod frame;
+pub mod limits;
 pub mod topics;
