@@ -1,1 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+//! All decisions of the node, pure: no effect, no clock, no name of a Linux facility.
+#![no_std]
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+extern crate alloc;
+
+pub mod apps;
+pub mod items;
+pub mod net;

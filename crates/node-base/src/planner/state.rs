@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The planner's one file: replaced as a whole, checked by a checksum, dropped with a reason when torn.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use super::{Desired, Memory};
+
+/// First bytes of the file; the last one is the format's number.
+const MAGIC: &[u8; 8] = b"SELVPLN\x01";
+/// A larger file is not ours.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+
+/// Why the state is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error("cannot read {path}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("cannot write {path}")]
+    Write { path: PathBuf, source: io::Error },
+    #[error("{path} is torn or of another format")]
+    Torn { path: PathBuf },
+}
+
+#[derive(Debug)]
+pub(super) struct StateFile {
+    dir: PathBuf,
+    path: PathBuf,
+}
+
+impl StateFile {
+    pub(super) fn new(dir: &Path) -> StateFile {
+        StateFile { dir: dir.to_owned(), path: dir.join("state") }
+    }
+
+    /// What was saved last; nothing when there was never anything.
+    pub(super) fn load(&self) -> Result<(Memory, Desired), StateError> {
+        let read = |source| StateError::Read { path: self.path.clone(), source };
+        let torn = || StateError::Torn { path: self.path.clone() };
+        match fs::metadata(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
+            Err(error) => return Err(read(error)),
+            Ok(meta) if meta.len() > FILE_BYTES_MAX => return Err(torn()),
+            Ok(_) => {}
+        }
+        let bytes = fs::read(&self.path).map_err(read)?;
+        let body = bytes.strip_prefix(MAGIC).and_then(|rest| rest.split_at_checked(8)).ok_or_else(torn)?;
+        if checksum(body.1).to_be_bytes() != body.0 {
+            return Err(torn());
+        }
+        postcard::from_bytes(body.1).map_err(|_| torn())
+    }
+
+    /// Returns when it is on the disk.
+    pub(super) fn save(&self, memory: &Memory, desired: &Desired) -> Result<(), StateError> {
+        let write = |source| StateError::Write { path: self.path.clone(), source };
+        let body =
+            postcard::to_allocvec(&(memory, desired)).map_err(|error| write(io::Error::other(error)))?;
+        let fresh = self.dir.join("state.new");
+        let mut file = File::create(&fresh).map_err(write)?;
+        file.write_all(MAGIC).map_err(write)?;
+        file.write_all(&checksum(&body).to_be_bytes()).map_err(write)?;
+        file.write_all(&body).map_err(write)?;
+        file.sync_all().map_err(write)?;
+        fs::rename(&fresh, &self.path).map_err(write)?;
+        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(write)
+    }
+}
+
+/// FNV-1a, 64 bit: finds torn writes, not attackers; the directory is private.
+fn checksum(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use node_core::apps::AppMemory;
+
+    #[test]
+    fn state_comes_back_and_a_torn_file_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = StateFile::new(dir.path());
+        assert_eq!(file.load().unwrap(), Default::default());
+        let mut memory = Memory::default();
+        let app = "60000000-0000-4000-8000-000000000001".parse().unwrap();
+        memory.apps.insert(app, AppMemory { number: 7, ..AppMemory::default() });
+        file.save(&memory, &Desired::default()).unwrap();
+        assert_eq!(file.load().unwrap(), (memory, Desired::default()));
+        let whole = fs::read(&file.path).unwrap();
+        for length in 0..whole.len() {
+            fs::write(&file.path, &whole[..length]).unwrap();
+            assert!(matches!(file.load(), Err(StateError::Torn { .. })), "{length}");
+        }
+    }
+}
