@@ -15,6 +15,7 @@ pub mod log;
 pub mod net;
 pub mod observed;
 pub mod reason;
+pub mod report;
 pub mod secret;
 pub mod status;
 pub mod time;

@@ -106,6 +106,8 @@ reasons! {
     Maintenance, Notice, AfterChange, "leave maintenance mode";
     /// A service of the node is not answering.
     ServiceUnavailable, Warning, Automatic, "wait; the node restarts the service";
+    /// Reported by a node that does not speak in these codes; the message is its own text.
+    NodeReported, Error, Automatic, "read the node's message";
     /// Something this software did not expect.
     Internal, Error, Automatic, "report it with a support bundle";
 }
