@@ -1,0 +1,388 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Is the whole intent sound? Checked before anything is published: a missing reference or sub-message would crash
+//! nodes in a loop.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use model::config::AclProtocol;
+use model::net::{Mac, Prefix4};
+
+use crate::compute::{acl_rule, local_network, parse_remote};
+use crate::image::{
+    PortMap, parse_image, parse_memory, parse_port_map, parse_port_range, parse_protocol, parse_registry,
+};
+use crate::intent::{Intent, Object, is_chosen};
+use crate::resource::{
+    Addressing, AppSpec, BUILTIN_REGISTRY, DeviceSpec, Kind, NetworkKind, NetworkSpec, SecretRef,
+    UserDataSpec,
+};
+
+/// Longest name of an object and value of a label.
+pub const MAX_NAME_CHARS: usize = 63;
+/// Largest user data of one app: what EVE takes.
+pub const MAX_USER_DATA_BYTES: usize = 32 * 1024;
+/// Most serials of one join token.
+pub const MAX_SERIALS: usize = 100_000;
+
+/// Something wrong in an object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    pub kind: Kind,
+    pub name: String,
+    /// `spec.ports[0]`.
+    pub path: String,
+    /// Lower case, goes on after the path.
+    pub message: String,
+}
+
+/// Everything wrong with an intent; empty when it may be published.
+pub fn problems(intent: &Intent) -> Vec<Problem> {
+    let mut out = Vec::new();
+    names(intent, &mut out);
+    intent.devices.values().for_each(|device| check_device(device, intent, &mut out));
+    intent.join_tokens.values().for_each(|token| {
+        let mut say = Say::new(Kind::JoinToken, &token.name, &mut out);
+        if token.spec.serials.len() + token.spec.soft_serials.len() > MAX_SERIALS {
+            say.it("spec.serials", format!("more than {MAX_SERIALS} serials; use several join tokens"));
+        }
+        if token.spec.serials.is_empty() && token.spec.soft_serials.is_empty() {
+            say.it("spec.serials", "lists no serial and no soft serial; '*' allows any".into());
+        }
+        check_labels(&token.spec.device_labels, "spec.deviceLabels", &mut say);
+    });
+    intent.registries.values().for_each(|registry| {
+        let mut say = Say::new(Kind::Registry, &registry.name, &mut out);
+        if let Err(why) = parse_registry(&registry.spec.url, registry.spec.insecure) {
+            say.it("spec.url", format!("'{}' {why}", registry.spec.url));
+        }
+        if registry.name == BUILTIN_REGISTRY {
+            say.it("metadata.name", "is the name of the controller's own registry; choose another".into());
+        }
+        if let Some(secret) = &registry.spec.credentials {
+            for key in ["username", "password"] {
+                check_secret(
+                    &SecretRef { name: secret.clone(), key: key.into() },
+                    "spec.credentials",
+                    intent,
+                    &mut say,
+                );
+            }
+        }
+    });
+    intent.networks.values().for_each(|network| check_network(network, intent, &mut out));
+    intent.apps.values().for_each(|app| check_app(app, intent, &mut out));
+    conflicts(intent, &mut out);
+    out
+}
+
+/// Collects problems of one object.
+struct Say<'a> {
+    kind: Kind,
+    name: &'a str,
+    out: &'a mut Vec<Problem>,
+}
+
+impl<'a> Say<'a> {
+    fn new(kind: Kind, name: &'a str, out: &'a mut Vec<Problem>) -> Say<'a> {
+        Say { kind, name, out }
+    }
+    fn it(&mut self, path: &str, message: String) {
+        self.out.push(Problem { kind: self.kind, name: self.name.into(), path: path.into(), message });
+    }
+}
+
+/// Whether a text may name an object.
+pub fn is_name(text: &str) -> bool {
+    let ok = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let bytes = text.as_bytes();
+    (1..=MAX_NAME_CHARS).contains(&bytes.len())
+        && ok(bytes[0])
+        && ok(bytes[bytes.len() - 1])
+        && bytes.iter().all(|b| ok(*b) || matches!(b, b'-' | b'.'))
+}
+
+fn names(intent: &Intent, out: &mut Vec<Problem>) {
+    let mut check = |kind: Kind, name: &String, labels: &BTreeMap<String, String>| {
+        let mut say = Say::new(kind, name, out);
+        if !is_name(name) {
+            say.it(
+                "metadata.name",
+                format!("must be 1 to {MAX_NAME_CHARS} lower-case letters, digits, '-' or '.'"),
+            );
+        }
+        check_labels(labels, "metadata.labels", &mut say);
+    };
+    intent.devices.values().for_each(|o| check(Kind::Device, &o.name, &o.labels));
+    intent.join_tokens.values().for_each(|o| check(Kind::JoinToken, &o.name, &o.labels));
+    intent.apps.values().for_each(|o| check(Kind::App, &o.name, &o.labels));
+    intent.networks.values().for_each(|o| check(Kind::Network, &o.name, &o.labels));
+    intent.registries.values().for_each(|o| check(Kind::Registry, &o.name, &o.labels));
+    intent.secrets.values().for_each(|o| check(Kind::Secret, &o.name, &o.labels));
+}
+
+fn check_labels(labels: &BTreeMap<String, String>, path: &str, say: &mut Say<'_>) {
+    let ok = |text: &str| {
+        text.len() <= MAX_NAME_CHARS
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/'))
+    };
+    for (key, value) in labels {
+        if key.is_empty() || !ok(key) || !ok(value) {
+            say.it(
+                path,
+                format!(
+                    "'{key}: {value}': labels are up to {MAX_NAME_CHARS} letters, digits, '-', '_', '.', '/'"
+                ),
+            );
+        }
+    }
+}
+
+fn check_device(device: &Object<DeviceSpec>, intent: &Intent, out: &mut Vec<Problem>) {
+    let mut say = Say::new(Kind::Device, &device.name, out);
+    let mut names = BTreeSet::new();
+    let mut interfaces = BTreeSet::new();
+    for (index, port) in device.spec.ports.iter().enumerate() {
+        let path = format!("spec.ports[{index}]");
+        if port.name.is_empty() || ["all", "uplink", "freeuplink"].contains(&port.name.as_str()) {
+            say.it(&path, format!("'{}' cannot name a port", port.name));
+        }
+        if !names.insert(&port.name) || !interfaces.insert(port.interface.as_ref().unwrap_or(&port.name)) {
+            say.it(&path, format!("port '{}' or its interface stands twice", port.name));
+        }
+        if let Addressing::Static(fixed) = &port.addressing
+            && fixed.address.parse::<Prefix4>().is_err()
+        {
+            say.it(
+                &format!("{path}.addressing.static.address"),
+                format!("'{}' is no address with prefix length like 192.0.2.10/24", fixed.address),
+            );
+        }
+    }
+    if !device.spec.ports.is_empty() && device.spec.ports.iter().all(|port| port.apps_only) {
+        say.it("spec.ports", "every port is appsOnly; the device could not reach the controller".into());
+    }
+    for (what, get) in [
+        ("serial", (|d: &DeviceSpec| d.serial.clone()) as fn(&DeviceSpec) -> Option<String>),
+        ("softSerial", |d| d.soft_serial.clone()),
+    ] {
+        let Some(mine) = get(&device.spec) else { continue };
+        let other =
+            intent.devices.values().find(|o| o.name < device.name && get(&o.spec).as_ref() == Some(&mine));
+        if let Some(other) = other {
+            say.it(&format!("spec.{what}"), format!("'{mine}' is bound by device/{} too", other.name));
+        }
+    }
+}
+
+fn check_network(network: &Object<NetworkSpec>, intent: &Intent, out: &mut Vec<Problem>) {
+    let mut say = Say::new(Kind::Network, &network.name, out);
+    let spec = &network.spec;
+    if spec.kind == NetworkKind::Switch {
+        if spec.subnet.is_some() || spec.gateway.is_some() {
+            say.it("spec.subnet", "a switch network has no subnet of its own".into());
+        }
+    } else {
+        match local_network(spec) {
+            None => {
+                say.it("spec.subnet", "a local network needs a subnet like 10.11.0.0/24, /8 to /29".into())
+            }
+            Some(local) => {
+                let is_host =
+                    |a: u32| a > local.subnet.network().to_bits() && a < local.subnet.broadcast().to_bits();
+                if !is_host(local.gateway.to_bits()) {
+                    say.it("spec.gateway", format!("{} is no host of {}", local.gateway, local.subnet));
+                }
+            }
+        }
+    }
+    // A port that is no shared label must be a port of every device the network comes to.
+    let Some(port) = spec.port.as_deref().filter(|p| !["all", "uplink", "freeuplink", ""].contains(p)) else {
+        return;
+    };
+    for device in intent.devices.values() {
+        let comes =
+            intent.apps_of(device).any(|app| app.spec.networks.iter().any(|n| n.network == network.name));
+        if comes && !device.spec.ports.iter().any(|p| p.name == port) {
+            say.it("spec.port", format!("device/{} has no port '{port}' in its spec", device.name));
+        }
+    }
+}
+
+fn check_secret(reference: &SecretRef, path: &str, intent: &Intent, say: &mut Say<'_>) {
+    match intent.secrets.get(&reference.name) {
+        None => say.it(path, format!("secret/{} does not exist", reference.name)),
+        Some(secret) if !secret.spec.data.contains_key(&reference.key) => {
+            say.it(path, format!("secret/{} has no key '{}'", reference.name, reference.key));
+        }
+        Some(_) => {}
+    }
+}
+
+fn check_app(app: &Object<AppSpec>, intent: &Intent, out: &mut Vec<Problem>) {
+    let mut say = Say::new(Kind::App, &app.name, out);
+    let spec = &app.spec;
+    if let Err(why) = parse_image(&spec.image) {
+        say.it("spec.image", format!("'{}' {why}", spec.image));
+    }
+    if spec.registry != BUILTIN_REGISTRY && !intent.registries.contains_key(&spec.registry) {
+        say.it("spec.registry", format!("registry/{} does not exist", spec.registry));
+    }
+    if let Err(why) = parse_memory(&spec.resources.memory) {
+        say.it("spec.resources.memory", format!("'{}' {why}", spec.resources.memory));
+    }
+    for (index, name) in spec.devices.iter().enumerate() {
+        if !intent.devices.contains_key(name) {
+            say.it(&format!("spec.devices[{index}]"), format!("device/{name} does not exist"));
+        }
+    }
+    for (index, attachment) in spec.networks.iter().enumerate() {
+        let path = format!("spec.networks[{index}]");
+        match intent.networks.get(&attachment.network) {
+            None => say.it(&path, format!("network/{} does not exist", attachment.network)),
+            Some(network) => {
+                if let (Some(address), Some(local)) = (attachment.address, local_network(&network.spec))
+                    && (!local.subnet.contains(address) || address == local.gateway)
+                {
+                    say.it(
+                        &format!("{path}.address"),
+                        format!("{address} is no free address of {}", local.subnet),
+                    );
+                }
+            }
+        }
+        if spec.networks[..index].iter().any(|other| other.network == attachment.network) {
+            say.it(&path, format!("network/{} stands twice", attachment.network));
+        }
+        if attachment.mac.as_deref().is_some_and(|mac| mac.parse::<Mac>().is_err()) {
+            say.it(&format!("{path}.mac"), "is no Ethernet address like 02:00:00:00:00:01".into());
+        }
+    }
+    for (index, text) in spec.ports.iter().enumerate() {
+        if let Err(why) = parse_port_map(text) {
+            say.it(&format!("spec.ports[{index}]"), format!("'{text}' {why}"));
+        }
+    }
+    if !spec.ports.is_empty() && spec.networks.is_empty() {
+        say.it("spec.ports", "ports need a network; name one in spec.networks".into());
+    }
+    check_acl(spec, &mut say);
+    check_user_data(spec, intent, &mut say);
+}
+
+fn check_acl(spec: &AppSpec, say: &mut Say<'_>) {
+    for (index, rule) in spec.acl.iter().flatten().enumerate() {
+        let path = format!("spec.acl[{index}]");
+        if acl_rule(rule).is_some() {
+            continue;
+        }
+        if let Some(remote) = rule.remote.as_deref().filter(|r| parse_remote(r).is_none()) {
+            say.it(&format!("{path}.remote"), format!("'{remote}' is no address, prefix or DNS name"));
+        }
+        if let Some(Err(why)) = rule.protocol.as_deref().map(parse_protocol) {
+            say.it(&format!("{path}.protocol"), why.to_string());
+        }
+        for (name, text) in [("remotePort", &rule.remote_port), ("localPort", &rule.local_port)] {
+            if let Some(Err(why)) = text.as_deref().map(parse_port_range) {
+                say.it(&format!("{path}.{name}"), why.to_string());
+            }
+        }
+    }
+}
+
+fn check_user_data(spec: &AppSpec, intent: &Intent, say: &mut Say<'_>) {
+    let is_key = |key: &str| {
+        !key.is_empty()
+            && !key.as_bytes()[0].is_ascii_digit()
+            && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+    };
+    let mut size = 0;
+    for (key, value) in &spec.env {
+        size += key.len() + value.len() + 2;
+        if !is_key(key) || value.contains(['\n', '\0']) {
+            say.it(
+                &format!("spec.env.{key}"),
+                "keys are letters, digits and '_'; values have one line".into(),
+            );
+        }
+    }
+    for (key, reference) in &spec.secret_env {
+        let path = format!("spec.secretEnv.{key}");
+        check_secret(reference, &path, intent, say);
+        let value = intent.secret(reference).unwrap_or_default();
+        size += key.len() + value.len() + 2;
+        if !is_key(key) || value.contains(['\n', '\0']) {
+            say.it(&path, "keys are letters, digits and '_'; values have one line".into());
+        }
+        if spec.env.contains_key(key) {
+            say.it(&path, "stands in spec.env too".into());
+        }
+    }
+    let text = match &spec.user_data {
+        Some(UserDataSpec::Text(text)) => text.as_str(),
+        Some(UserDataSpec::SecretRef(reference)) => {
+            check_secret(reference, "spec.userData.secretRef", intent, say);
+            intent.secret(reference).unwrap_or_default()
+        }
+        None => "",
+    };
+    if text.starts_with("#cloud-config") && size > 0 {
+        say.it(
+            "spec.userData",
+            "a #cloud-config cannot go together with env; write it into the cloud-config".into(),
+        );
+    }
+    if size + text.len() > MAX_USER_DATA_BYTES {
+        say.it("spec.userData", format!("env and user data are larger than {MAX_USER_DATA_BYTES} bytes"));
+    }
+}
+
+/// What two objects cannot both have on one device.
+fn conflicts(intent: &Intent, out: &mut Vec<Problem>) {
+    for device in intent.devices.values() {
+        let mut ports: BTreeMap<(u16, bool), &str> = BTreeMap::new();
+        let mut addresses: BTreeMap<(&str, u32), &str> = BTreeMap::new();
+        let mut networks: BTreeSet<&str> = BTreeSet::new();
+        for app in intent.apps.values().filter(|app| is_chosen(&app.spec, device)) {
+            let mut say = Say::new(Kind::App, &app.name, out);
+            for (index, PortMap { host, protocol, .. }) in
+                app.spec.ports.iter().filter_map(|text| parse_port_map(text).ok()).enumerate()
+            {
+                if let Some(other) = ports.insert((host, protocol == AclProtocol::Udp), &app.name) {
+                    say.it(
+                        &format!("spec.ports[{index}]"),
+                        format!("port {host} of device/{} is used by app/{other} already", device.name),
+                    );
+                }
+            }
+            for (index, attachment) in app.spec.networks.iter().enumerate() {
+                networks.insert(&attachment.network);
+                let Some(address) = attachment.address else { continue };
+                if let Some(other) = addresses.insert((&attachment.network, address.to_bits()), &app.name) {
+                    say.it(
+                        &format!("spec.networks[{index}].address"),
+                        format!("{address} on device/{} is app/{other}'s already", device.name),
+                    );
+                }
+            }
+        }
+        let mut subnets: Vec<(Prefix4, &str)> = Vec::new();
+        for network in networks.into_iter().filter_map(|name| intent.networks.get(name)) {
+            let Some(local) = local_network(&network.spec) else { continue };
+            let clash = subnets.iter().find(|(other, _)| {
+                other.contains(local.subnet.address) || local.subnet.contains(other.address)
+            });
+            if let Some((_, other)) = clash {
+                Say::new(Kind::Network, &network.name, out).it(
+                    "spec.subnet",
+                    format!("{} overlaps with network/{other} on device/{}", local.subnet, device.name),
+                );
+            }
+            subnets.push((local.subnet, &network.name));
+        }
+    }
+    out.sort();
+    out.dedup();
+}
