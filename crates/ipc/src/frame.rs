@@ -71,10 +71,15 @@ impl Payload {
     }
 
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, FrameError> {
-        match self {
-            Payload::Inline(bytes) => Ok(postcard::from_bytes(bytes)?),
-            Payload::Memfd { fd, bytes } => Ok(postcard::from_bytes(&read_memfd(fd.as_fd(), *bytes)?)?),
-        }
+        Ok(postcard::from_bytes(&self.bytes()?)?)
+    }
+
+    /// The encoded value; read out of the memfd where it is in one.
+    pub fn bytes(&self) -> Result<std::borrow::Cow<'_, [u8]>, FrameError> {
+        Ok(match self {
+            Payload::Inline(bytes) => bytes.as_ref().into(),
+            Payload::Memfd { fd, bytes } => read_memfd(fd.as_fd(), *bytes)?.into(),
+        })
     }
 
     pub fn len(&self) -> usize {
@@ -86,6 +91,17 @@ impl Payload {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+impl PartialEq for Payload {
+    /// Two memfds are equal only when they are the same one: comparing must not cost reading them.
+    fn eq(&self, other: &Payload) -> bool {
+        match (self, other) {
+            (Payload::Inline(a), Payload::Inline(b)) => a == b,
+            (Payload::Memfd { fd: a, .. }, Payload::Memfd { fd: b, .. }) => std::sync::Arc::ptr_eq(a, b),
+            _ => false,
+        }
     }
 }
 
@@ -265,7 +281,7 @@ impl Channel {
     }
 
     /// Waits until the channel can be read or written, at most to the deadline.
-    fn wait(&self, flags: PollFlags, deadline: Instant) -> Result<(), FrameError> {
+    pub fn wait(&self, flags: PollFlags, deadline: Instant) -> Result<(), FrameError> {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(FrameError::TimedOut);

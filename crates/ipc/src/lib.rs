@@ -5,7 +5,12 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod boot;
+pub mod broker;
 pub mod calls;
 pub mod frame;
 pub mod limits;
+pub mod manifest;
+pub mod outbox;
+pub mod syscalls;
 pub mod topics;

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Log lines of this process, from any thread, to the process log.
+//!
+//! A line never waits: while log is full or being restarted, up to [`QUEUE_LINES`] lines are kept and the rest are
+//! counted as lost. Before the process was taken over, lines go to stderr, which init forwards.
+
+use std::collections::VecDeque;
+use std::fmt::Arguments;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ipc::boot::{LogFrame, LogOrigin};
+use ipc::frame::{Channel, FrameError};
+use ipc::limits::MAX_LOG_LINE_BYTES;
+use model::log::LogSeverity;
+
+use crate::clock;
+
+/// Lines kept while log cannot take them: at most 2 MiB.
+const QUEUE_LINES: usize = 256;
+
+struct Sink {
+    channel: Option<Arc<Channel>>,
+    /// There is or will be a channel: stderr is not for lines any more.
+    is_launched: bool,
+    queue: VecDeque<LogFrame>,
+    lost: u32,
+}
+
+static SINK: Mutex<Sink> =
+    Mutex::new(Sink { channel: None, is_launched: false, queue: VecDeque::new(), lost: 0 });
+
+pub fn error(text: Arguments<'_>) {
+    write(LogSeverity::Error, text);
+}
+
+pub fn warn(text: Arguments<'_>) {
+    write(LogSeverity::Warning, text);
+}
+
+pub fn info(text: Arguments<'_>) {
+    write(LogSeverity::Info, text);
+}
+
+pub fn debug(text: Arguments<'_>) {
+    write(LogSeverity::Debug, text);
+}
+
+/// One line of this process.
+pub fn write(severity: LogSeverity, text: Arguments<'_>) {
+    push(severity, text.to_string(), LogOrigin::Own);
+}
+
+/// For shims: one line of the app's console. False when there is no room: keep the line and read no further.
+pub fn app_line(app_name: &str, severity: LogSeverity, content: &str) -> bool {
+    if !has_room() {
+        return false;
+    }
+    push(severity, content.to_string(), LogOrigin::App { name: app_name.into() });
+    true
+}
+
+/// A line would not be lost.
+pub fn has_room() -> bool {
+    let mut sink = lock();
+    sink.flush();
+    sink.queue.len() < QUEUE_LINES
+}
+
+/// Cuts a line at the limit, at a character, and says so.
+pub fn cut(mut line: String) -> String {
+    const MARK: &str = " [cut]";
+    if line.len() > MAX_LOG_LINE_BYTES {
+        let end = line.floor_char_boundary(MAX_LOG_LINE_BYTES - MARK.len());
+        line.truncate(end);
+        line.push_str(MARK);
+    }
+    line
+}
+
+pub(crate) fn launched() {
+    lock().is_launched = true;
+}
+
+pub(crate) fn install(channel: Channel) {
+    let mut sink = lock();
+    sink.channel = Some(Arc::new(channel));
+    sink.flush();
+}
+
+/// Sends what waits, as far as it goes.
+pub(crate) fn flush() {
+    lock().flush();
+}
+
+/// True while lines wait for a channel that is full.
+pub(crate) fn is_waiting() -> bool {
+    let sink = lock();
+    sink.channel.is_some() && !sink.queue.is_empty()
+}
+
+fn push(severity: LogSeverity, content: String, origin: LogOrigin) {
+    let mut sink = lock();
+    if !sink.is_launched {
+        drop(sink);
+        // stderr may be closed; a lost line is no reason to fail.
+        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{severity:?}: {content}\n"));
+        return;
+    }
+    sink.flush();
+    if sink.queue.len() >= QUEUE_LINES {
+        sink.lost = sink.lost.saturating_add(1);
+        return;
+    }
+    let lost = std::mem::take(&mut sink.lost);
+    let content = cut(content);
+    sink.queue.push_back(LogFrame { severity, at: clock::wall_time(), content, origin, lost });
+    sink.flush();
+}
+
+impl Sink {
+    fn flush(&mut self) {
+        while let (Some(channel), Some(frame)) = (&self.channel, self.queue.front()) {
+            match channel.try_send(frame, &[]) {
+                Ok(true) => {
+                    self.queue.pop_front();
+                }
+                Ok(false) => return,
+                Err(FrameError::Closed | FrameError::Os { .. }) => self.channel = None,
+                // The frame itself cannot be sent and never will.
+                Err(_) => {
+                    self.queue.pop_front();
+                }
+            }
+        }
+    }
+}
+
+fn lock() -> MutexGuard<'static, Sink> {
+    SINK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_line_is_cut_at_a_character() {
+        let line = "é".repeat(MAX_LOG_LINE_BYTES);
+        let cut = cut(line);
+        assert!(cut.len() <= MAX_LOG_LINE_BYTES);
+        assert!(cut.ends_with("é [cut]"));
+    }
+}
