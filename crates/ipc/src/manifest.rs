@@ -554,6 +554,43 @@ mod tests {
     }
 
     #[test]
+    fn the_manifests_of_the_node_are_valid_and_fit_together() {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../services");
+        let mut files: Vec<_> =
+            std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        let parse = |path: &std::path::PathBuf| {
+            let manifest = Manifest::parse(&std::fs::read_to_string(path).unwrap());
+            manifest.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        };
+        let manifests: Vec<Manifest> = files.iter().map(parse).collect();
+        check_set(&manifests).unwrap();
+        for (topic, writer) in topics::ALL {
+            let is_known = *writer == INIT || manifests.iter().any(|m| m.name == *writer);
+            assert!(is_known, "{topic} has no writer");
+        }
+        let matrix = privilege_matrix(&manifests);
+        for m in &manifests {
+            assert!(matrix.contains(&format!("\n## {}\n", m.name)));
+            assert!(m.capabilities.iter().all(|c| matrix.contains(&c.why)));
+        }
+    }
+
+    /// No process may hold two of network, long-lived keys and disk; keys are with vault, which has no network.
+    #[test]
+    fn no_service_has_both_the_network_and_disk_beyond_its_own_directory() {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../services");
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+            let m = Manifest::parse(&text).unwrap();
+            let writes_disk = m.files.iter().any(|file| {
+                file.mode == Mode::Rw && file.path != "{state}" && !file.path.starts_with("/proc")
+            });
+            assert!(m.is_exempt() || m.network == Network::None || !writes_disk, "{}", m.name);
+        }
+    }
+
+    #[test]
     fn capabilities_have_the_numbers_of_the_kernel() {
         for (name, number) in [("CHOWN", 0), ("NET_ADMIN", 12), ("SYS_ADMIN", 21), ("BPF", 39)] {
             assert_eq!(capability_number(name), Some(number));
