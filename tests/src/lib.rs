@@ -1,1 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Whole-system tests and what they share with the demo: a laboratory of one controller and one hosted node.
+//!
+//! Everything a laboratory starts, it stops; everything it makes on the host (a network namespace, one veth pair,
+//! control groups) it takes away again. Steps that need root call sudo themselves.
+
+pub mod command;
+pub mod http;
+pub mod image;
+pub mod lab;
+pub mod netns;
+pub mod packages;
+pub mod progress;
+pub mod referee;

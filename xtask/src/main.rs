@@ -1,2 +1,81 @@
 // SPDX-License-Identifier: Apache-2.0
-fn main() {}
+//! The project's own chores: `cargo xtask demo`, `test`, `check`, `bench`.
+//!
+//! Each does all its own set-up and asks nothing; steps that need root call sudo themselves.
+
+mod bench;
+mod check;
+mod demo;
+mod test;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Chores of the Selvedge project", disable_help_subcommand = true)]
+struct Args {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Run a controller, a hosted node and a web server as its app on this machine.
+    Demo(demo::Args),
+    /// Run the tests: all, or the parts named.
+    Test(test::Args),
+    /// Formatting, lints, dependency directions, licences, manifests, generated documents.
+    Check(check::Args),
+    /// Measure what the project promises.
+    Bench(bench::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Args::parse().chore {
+        Chore::Demo(args) => demo::run(&args),
+        Chore::Test(args) => test::run(&args),
+        Chore::Check(args) => check::run(&args),
+        Chore::Bench(args) => bench::run(&args),
+    }
+}
+
+/// Top of the workspace.
+fn workspace() -> anyhow::Result<PathBuf> {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    Ok(here.parent().context("xtask lies in the workspace")?.to_owned())
+}
+
+/// Cargo, in the workspace.
+fn cargo() -> anyhow::Result<Command> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace()?);
+    Ok(command)
+}
+
+/// Git, in the workspace.
+fn git() -> anyhow::Result<Command> {
+    let mut command = Command::new("git");
+    command.current_dir(workspace()?);
+    Ok(command)
+}
+
+/// Builds all executables of the product.
+fn build_products() -> anyhow::Result<()> {
+    tests::progress::step("building (the first time takes minutes)");
+    let mut command = cargo()?;
+    command.args([
+        "build",
+        "--release",
+        "--quiet",
+        "--bins",
+        "--workspace",
+        "--exclude",
+        "xtask",
+        "--exclude",
+        "tests",
+    ]);
+    tests::command::show(&mut command)
+}

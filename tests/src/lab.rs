@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One controller, one hosted node, a namespace between them.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+
+use crate::command::{Background, output, root, run};
+use crate::http;
+use crate::image;
+use crate::netns::Netns;
+use crate::progress::{step, wait_for};
+
+/// Where a laboratory works and what it takes its programs from.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Directory of our executables.
+    pub bin: PathBuf,
+    /// Emptied at the start, taken away at the end.
+    pub dir: PathBuf,
+    /// Kept from run to run: images, environments.
+    pub cache: PathBuf,
+    /// Names the namespace; several laboratories may stand at once.
+    pub name: String,
+    /// Chooses the addresses, see [`Netns::create`].
+    pub number: u8,
+}
+
+impl Place {
+    /// Below the build directory of this workspace: `target/lab/NAME`, programs of the release profile.
+    pub fn new(name: &str, number: u8) -> anyhow::Result<Place> {
+        let target = target_dir()?;
+        Ok(Place {
+            bin: bin_dir()?,
+            dir: target.join("lab").join(name),
+            cache: target.join("cache"),
+            name: format!("selvedge-{name}"),
+            number,
+        })
+    }
+
+    fn clear(&self) -> anyhow::Result<()> {
+        run(root("rm").arg("-rf").arg(&self.dir))?;
+        fs::create_dir_all(&self.dir).with_context(|| format!("cannot make {}", self.dir.display()))?;
+        fs::create_dir_all(&self.cache).with_context(|| format!("cannot make {}", self.cache.display()))
+    }
+
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.bin.join(name)
+    }
+}
+
+/// Build directory of the workspace.
+pub fn target_dir() -> anyhow::Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("CARGO_TARGET_DIR") {
+        return Ok(PathBuf::from(dir));
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the package lies in the workspace")?;
+    Ok(root.join("target"))
+}
+
+/// Directory of our executables: `SELVEDGE_BIN`, else the release build.
+pub fn bin_dir() -> anyhow::Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("SELVEDGE_BIN") {
+        return Ok(PathBuf::from(dir));
+    }
+    Ok(target_dir()?.join(format!("{}-unknown-linux-gnu", std::env::consts::ARCH)).join("release"))
+}
+
+/// A running controller.
+#[derive(Debug)]
+pub struct Controller {
+    pub data: PathBuf,
+    pub address: SocketAddr,
+    place: Place,
+    process: Background,
+}
+
+/// Port of the controller in a laboratory.
+const CONTROLLER_PORT: u16 = 8443;
+
+impl Controller {
+    /// Starts one at the given address of the host, with more arguments for `serve`.
+    pub fn start(place: &Place, host: &str, extra: &[&str]) -> anyhow::Result<Controller> {
+        let address: SocketAddr = format!("{host}:{CONTROLLER_PORT}").parse()?;
+        Controller::start_at(place, address, extra)
+    }
+
+    pub fn start_at(place: &Place, address: SocketAddr, extra: &[&str]) -> anyhow::Result<Controller> {
+        let data = place.dir.join("controller");
+        let log = place.dir.join("controller.log");
+        let mut command = Command::new(place.program("selvedge"));
+        command.arg("serve").arg("--data").arg(&data).args(["--listen", &address.to_string()]).args(extra);
+        let process = Background::start("the controller", &log, &mut command)?;
+        let mut controller = Controller { data, address, place: place.clone(), process };
+        wait_for("controller answers", Duration::from_secs(20), || {
+            let ready = controller.cli(&["get", "devices"]).is_ok();
+            (ready || controller.process.check().is_err()).then_some(())
+        })?;
+        controller.process.check()?;
+        Ok(controller)
+    }
+
+    /// The operator's command line against this controller.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(self.place.program("selvedge"));
+        command.args(args).env("SELVEDGE_DATA", &self.data);
+        command
+    }
+
+    /// Runs one and returns its standard output.
+    pub fn cli(&self, args: &[&str]) -> anyhow::Result<String> {
+        run(&mut self.command(args))
+    }
+
+    pub fn process(&mut self) -> &mut Background {
+        &mut self.process
+    }
+
+    /// Makes an onboarding bundle.
+    pub fn bundle(&self, out: &Path) -> anyhow::Result<()> {
+        self.cli(&["node", "bundle", "--out", &out.to_string_lossy()]).map(drop)
+    }
+
+    /// Pushes an image of an OCI layout into the built-in registry.
+    pub fn push(&self, layout: &Path, tag: &str, to: &str) -> anyhow::Result<()> {
+        let token = fs::read_to_string(self.data.join("admin.token"))
+            .context("the controller wrote no admin token")?;
+        run(Command::new("skopeo")
+            .args(["copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"])
+            .args(["--dest-creds", &format!("admin:{}", token.trim())])
+            .arg(format!("oci:{}:{tag}", layout.display()))
+            .arg(format!("docker://{}/{to}", self.address)))
+        .map(drop)
+    }
+
+    /// Writes text to a file of the laboratory and applies it.
+    pub fn apply(&self, name: &str, text: &str) -> anyhow::Result<String> {
+        let path = self.place.dir.join(name);
+        fs::write(&path, text)?;
+        self.cli(&["apply", "-f", &path.to_string_lossy()])
+    }
+}
+
+/// A running hosted node.
+#[derive(Debug)]
+pub struct Node {
+    place: Place,
+    process: Background,
+}
+
+impl Node {
+    /// Starts all services of a node in the namespace with the bundle at `config`.
+    pub fn start(place: &Place, netns: &Netns, config: &Path) -> anyhow::Result<Node> {
+        let log = place.dir.join("node.log");
+        let mut command = netns.command(&place.program("selvedge-init"));
+        command
+            .arg("--hosted")
+            .arg("--verbose")
+            .arg("--config")
+            .arg(config)
+            .arg("--persist")
+            .arg(place.dir.join("persist"))
+            .arg("--run")
+            .arg(place.dir.join("run"));
+        Ok(Node { place: place.clone(), process: Background::start("the node", &log, &mut command)? })
+    }
+
+    pub fn process(&mut self) -> &mut Background {
+        &mut self.process
+    }
+
+    /// Pids of all processes of a service's executable below this node.
+    pub fn pids(&self, service: &str) -> anyhow::Result<Vec<u32>> {
+        let name = format!("selvedge-{service}");
+        let all = descendants(self.process.pid())?;
+        Ok(all.into_iter().filter(|pid| comm(*pid).as_deref() == Some(&name[..name.len().min(15)])).collect())
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.place.dir
+    }
+}
+
+/// All processes below one, in no order.
+pub fn descendants(root: u32) -> anyhow::Result<Vec<u32>> {
+    let mut parents: Vec<(u32, u32)> = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
+        if let Some(parent) = parent(pid) {
+            parents.push((pid, parent));
+        }
+    }
+    let mut found = vec![root];
+    let mut at = 0;
+    while let Some(parent) = found.get(at).copied() {
+        found.extend(parents.iter().filter(|(_, p)| *p == parent).map(|(pid, _)| *pid));
+        at += 1;
+    }
+    found.remove(0);
+    Ok(found)
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // the name may hold anything, parentheses too
+    stat.rsplit_once(") ")?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Name of a process as the kernel keeps it: 15 bytes of its executable's.
+pub fn comm(pid: u32) -> Option<String> {
+    Some(fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_owned())
+}
+
+/// A controller and a node that is onboarded to it, with the web server in the controller's registry.
+#[derive(Debug)]
+pub struct Lab {
+    // dropped in this order: the node first, the namespace last
+    pub node: Node,
+    pub controller: Controller,
+    pub netns: Netns,
+    pub place: Place,
+}
+
+/// Longest time a node may take from its start to being seen online.
+const ONLINE_S: u64 = 60;
+
+impl Lab {
+    pub fn start(place: Place) -> anyhow::Result<Lab> {
+        Lab::start_with(place, &[])
+    }
+
+    /// With more arguments for `serve`.
+    pub fn start_with(place: Place, serve: &[&str]) -> anyhow::Result<Lab> {
+        place.clear()?;
+        let layout = image::web_server(&place.cache)?;
+        let netns = Netns::create(&place.name, place.number)?;
+        step(format_args!("starting the controller at https://{}:{CONTROLLER_PORT}", netns.host));
+        let controller = Controller::start(&place, &netns.host, serve)?;
+        let config = place.dir.join("config");
+        step("making an onboarding bundle");
+        controller.bundle(&config)?;
+        step("starting a hosted node");
+        let mut node = Node::start(&place, &netns, &config)?;
+        step("pushing the web server's image into the controller's registry");
+        controller.push(&layout, image::TAG, "hello/web:1")?;
+        step("waiting for the node to come online");
+        let online = wait_for("node is online", Duration::from_secs(ONLINE_S), || {
+            let text = controller.cli(&["get", "devices", "-o", "json"]).unwrap_or_default();
+            (text.contains("\"Online\"") || node.process().check().is_err()).then_some(())
+        });
+        node.process().check()?;
+        if let Err(error) = online {
+            bail!("{error:#}\nnode:\n{}", node.process.log_tail());
+        }
+        Ok(Lab { node, controller, netns, place })
+    }
+
+    /// Address of the app's port map from outside.
+    pub fn app_address(&self, port: u16) -> anyhow::Result<SocketAddr> {
+        Ok(format!("{}:{port}", self.netns.node).parse()?)
+    }
+
+    /// Waits until a GET is answered and gives the body.
+    pub fn wait_app(&mut self, port: u16, timeout: Duration) -> anyhow::Result<String> {
+        let address = self.app_address(port)?;
+        let answer = wait_for("app answers", timeout, || http::get(address, "/", Duration::from_secs(1)));
+        answer.map_err(|error| {
+            let apps = self.controller.cli(&["get", "apps", "-o", "wide"]).unwrap_or_default();
+            anyhow::anyhow!("{error:#}\n{apps}\nnode:\n{}", self.node.process.log_tail())
+        })
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // stop in order even when one of them hangs; what is left in the directory serves the reader of a failure
+        let _ = self.node.process.stop();
+        let _ = self.controller.process.stop();
+        let _ = output(root("chmod").args(["-R", "a+rX"]).arg(&self.place.dir));
+    }
+}

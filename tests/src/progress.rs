@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What long work says while it goes on: one line per step, on standard error, with the time since the start.
+
+use std::fmt::Display;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+
+static START: OnceLock<Instant> = OnceLock::new();
+
+/// Seconds since the first step.
+pub fn elapsed_s() -> f64 {
+    START.get_or_init(Instant::now).elapsed().as_secs_f64()
+}
+
+/// Announces a step.
+pub fn step(text: impl Display) {
+    eprintln!("[{:6.1} s] {text}", elapsed_s());
+}
+
+/// Asks `ready` every 50 ms until it gives something; the error says what was waited for.
+pub fn wait_for<T>(what: &str, timeout: Duration, mut ready: impl FnMut() -> Option<T>) -> anyhow::Result<T> {
+    let end = Instant::now() + timeout;
+    loop {
+        if let Some(value) = ready() {
+            return Ok(value);
+        }
+        if Instant::now() >= end {
+            bail!("{what}: not within {} s", timeout.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}

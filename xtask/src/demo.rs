@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The demo: an operator's first five minutes, on one machine.
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use tests::command;
+use tests::lab::{Lab, Place};
+use tests::packages;
+use tests::progress::{elapsed_s, step};
+
+/// Port of the node that `examples/hello` maps to its web server.
+const APP_PORT: u16 = 8080;
+/// Longest time from the apply to the first answer.
+const APP_S: u64 = 60;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// End as soon as the app answered.
+    #[arg(long)]
+    once: bool,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    command::prepare_root()?;
+    packages::ensure(packages::DEMO)?;
+    crate::build_products()?;
+    let built_s = elapsed_s();
+
+    let (stop, stopped) = mpsc::channel();
+    ctrlc::set_handler(move || {
+        let _ = stop.send(());
+    })?;
+
+    let mut lab = Lab::start(Place::new("demo", 1)?)?;
+    step("applying examples/hello");
+    let examples = crate::workspace()?.join("examples/hello");
+    let said = lab.controller.cli(&["apply", "-f", &examples.to_string_lossy()])?;
+    for line in said.lines() {
+        eprintln!("           {line}");
+    }
+    step("waiting for the app");
+    let page = lab.wait_app(APP_PORT, Duration::from_secs(APP_S))?;
+    step(format_args!("the app answers, {:.1} s after the build: {}", elapsed_s() - built_s, page.trim()));
+    if args.once {
+        return Ok(());
+    }
+    let data = lab.controller.data.display();
+    let program = lab.place.program("selvedge");
+    println!(
+        "
+The app:         curl http://{}:{APP_PORT}/
+The controller:  https://{}
+
+In another terminal, from here:
+
+    export SELVEDGE_DATA={data}
+    alias selvedge={}
+    selvedge get devices -o wide
+    selvedge describe app/hello
+    selvedge logs -f app/hello
+    selvedge plan -f examples/hello      # change something in it first
+    selvedge apply -f examples/hello
+
+Ctrl-C stops everything and cleans up.",
+        lab.netns.node,
+        lab.controller.address,
+        program.display(),
+    );
+    let _ = stopped.recv();
+    step("stopping");
+    Ok(())
+}

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The tests: units without root and network, the referees, and the hosted node as a whole.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use tests::command;
+use tests::packages;
+use tests::progress::step;
+
+/// Longest time the unit tests may take once built.
+const UNIT_S_MAX: u64 = 60;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Unit tests: no root, no network, no sleep.
+    #[arg(long)]
+    unit: bool,
+    /// The independent referees against the controller and against the node.
+    #[arg(long)]
+    referees: bool,
+    /// A hosted node with real images, registries and kills; needs root (by sudo).
+    #[arg(long)]
+    hosted: bool,
+    /// Only tests whose name contains this.
+    filter: Option<String>,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let all = !(args.unit || args.referees || args.hosted);
+    if args.unit || all {
+        unit(args.filter.as_deref())?;
+    }
+    if args.referees || args.hosted || all {
+        command::prepare_root()?;
+        packages::ensure(packages::DEMO)?;
+        packages::ensure(packages::HOSTED)?;
+        crate::build_products()?;
+    }
+    let filter = args.filter.as_deref();
+    if args.hosted || all {
+        rooms(filter)?;
+        whole("hosted", filter)?;
+    }
+    if args.referees || all {
+        whole("referee", filter)?;
+    }
+    Ok(())
+}
+
+fn unit(filter: Option<&str>) -> anyhow::Result<()> {
+    step("building the unit tests");
+    let base = ["test", "--quiet", "--workspace", "--lib", "--bins", "--tests", "--exclude", "tests"];
+    command::show(crate::cargo()?.args(base).arg("--no-run"))?;
+    step("unit tests");
+    let start = Instant::now();
+    command::show(crate::cargo()?.args(base).args(filter))?;
+    let took_s = start.elapsed().as_secs();
+    step(format_args!("unit tests took {took_s} s"));
+    if took_s > UNIT_S_MAX {
+        bail!("the unit tests took {took_s} s, {UNIT_S_MAX} s are allowed");
+    }
+    Ok(())
+}
+
+/// Tests of single rooms that need root or real programs: the ignored ones of each crate.
+fn rooms(filter: Option<&str>) -> anyhow::Result<()> {
+    step("tests of single rooms with real programs");
+    for executable in executables(&["--workspace", "--exclude", "tests", "--tests"])? {
+        run_as_root(&executable, &["--ignored", "--test-threads", "1"], filter)?;
+    }
+    Ok(())
+}
+
+/// Whole-system tests whose file has this name.
+fn whole(file: &str, filter: Option<&str>) -> anyhow::Result<()> {
+    step(format_args!("whole-system tests: {file}"));
+    for executable in executables(&["--package", "tests", "--test", file])? {
+        run_as_root(&executable, &["--ignored", "--test-threads", "1", "--nocapture"], filter)?;
+    }
+    Ok(())
+}
+
+/// Builds test executables and says where they are.
+fn executables(selection: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
+    let output = crate::cargo()?
+        .args(["test", "--quiet", "--no-run", "--message-format", "json-render-diagnostics"])
+        .args(selection)
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("the tests do not build");
+    }
+    let mut found = Vec::new();
+    for line in output.stdout.split(|byte| *byte == b'\n') {
+        let Ok(message) = serde_json::from_slice::<serde_json::Value>(line) else { continue };
+        let is_integration = message["target"]["kind"][0] == "test";
+        if let (true, Some(path)) = (is_integration, message["executable"].as_str()) {
+            found.push(PathBuf::from(path));
+        }
+    }
+    found.sort();
+    found.dedup();
+    Ok(found)
+}
+
+fn run_as_root(executable: &PathBuf, arguments: &[&str], filter: Option<&str>) -> anyhow::Result<()> {
+    let mut command: Command = command::root("env");
+    command
+        .arg(format!("SELVEDGE_BIN={}", tests::lab::bin_dir()?.display()))
+        .arg(format!("CARGO_TARGET_DIR={}", tests::lab::target_dir()?.display()));
+    for name in ["PATH", "HOME", tests::referee::VARIABLE, "EVE_API_TABLES", "PIP_CERT", "SSL_CERT_FILE"] {
+        if let Ok(value) = std::env::var(name) {
+            command.arg(format!("{name}={value}"));
+        }
+    }
+    command.arg(executable).args(arguments).args(filter).current_dir(crate::workspace()?);
+    command::show(&mut command)
+}
