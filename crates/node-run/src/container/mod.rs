@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The container executor: from a description to a running process, after the OCI runtime specification.
+//!
+//! Owns the order of system calls by which a process becomes a container. Never reads an image's config, talks to
+//! another service or decides whether to start. One [`Container`] is started once:
+//!
+//! ```text
+//! Starting::begin ── clone3 ──▶ child: cgroup, mounts, pivot_root, user namespace
+//!        │                                     │ ready
+//! Starting::complete(late) ── id maps, late ──▶ files, user, capabilities, seccomp, exec
+//!        ▼
+//!     Running ── pidfd readable ── wait() ──▶ Ended
+//! ```
+//!
+//! The caller is single-threaded and holds `CAP_SYS_ADMIN` and what copying up files needs until the app runs;
+//! afterwards [`Running`] needs nothing but to be the user who owns the app's user namespace.
+
+pub mod cgroup;
+mod child;
+mod files;
+mod launch;
+mod mounts;
+mod netns;
+mod privileges;
+pub mod seccomp;
+pub mod signal;
+mod step;
+mod syscalls;
+mod user;
+
+use std::path::PathBuf;
+
+pub use cgroup::Cgroup;
+pub use files::FileToWrite;
+pub use launch::{Ended, Running, Starting};
+pub use netns::Netns;
+pub use step::{Step, StepError};
+
+/// What is to be run, complete but for [`Late`].
+#[derive(Clone, Debug)]
+pub struct Container {
+    /// At most 64 bytes.
+    pub hostname: String,
+    pub root: RootFs,
+    /// Program and arguments; the program is looked up in `PATH` when it holds no slash.
+    pub args: Vec<String>,
+    /// `KEY=VALUE`; a later one wins.
+    pub env: Vec<String>,
+    /// Absolute; made if it is missing.
+    pub working_dir: String,
+    /// As an image says it: empty, `user`, `uid`, `user:group` or `uid:gid`.
+    pub user: String,
+    pub ids: IdRange,
+}
+
+/// The host ids that container ids 0.. are mapped to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdRange {
+    pub base: u32,
+    pub count: u32,
+}
+
+/// Where the root file system comes from. All of it belongs to the [`IdRange`].
+#[derive(Clone, Debug)]
+pub enum RootFs {
+    /// Layers, lowest first, under a writable layer; mounted over `at`, which holds `upper` and `work`.
+    Overlay { layers: Vec<PathBuf>, upper: PathBuf, work: PathBuf, at: PathBuf },
+    /// A directory as it is.
+    Directory(PathBuf),
+}
+
+/// What becomes known while the child is already making its mounts.
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct Late {
+    /// Added to [`Container::env`].
+    pub env: Vec<String>,
+    /// Text of `/etc/resolv.conf`.
+    pub resolv_conf: String,
+    /// Text of `/etc/hosts`.
+    pub hosts: String,
+    /// Written as container root after those.
+    pub files: Vec<FileToWrite>,
+}
