@@ -39,7 +39,7 @@ pub(super) fn plan_networks(
             faults.networks.entry(instance.id).or_default().push(fault);
             continue;
         };
-        let uplinks = uplinks(config, instance);
+        let uplinks = uplinks(config, observed, instance);
         if !instance.port.is_empty() && !uplinks.iter().any(|name| observed.ports.contains_key(name)) {
             let message = format!(
                 "network instance {}: no port of this node matches {:?}",
@@ -77,7 +77,16 @@ pub(super) fn plan_networks(
 }
 
 /// Linux names of the ports a network instance's label stands for, cheapest first.
-fn uplinks(config: &DeviceConfig, instance: &NetworkInstance) -> Vec<String> {
+fn uplinks(config: &DeviceConfig, observed: &Observed, instance: &NetworkInstance) -> Vec<String> {
+    if config.system_adapters.is_empty() && !instance.port.is_empty() {
+        // the config leaves the ports to the node
+        return observed
+            .ports
+            .values()
+            .filter(|port| !port.addresses.is_empty())
+            .map(|port| port.name.clone())
+            .collect();
+    }
     let any_uplink = config.system_adapters.iter().any(|a| a.is_uplink);
     let matches = |adapter: &SystemAdapter| match instance.port.as_str() {
         "" => false,
