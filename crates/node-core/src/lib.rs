@@ -6,5 +6,11 @@
 extern crate alloc;
 
 pub mod apps;
+pub mod attest;
+pub mod config;
+pub mod exchange;
 pub mod items;
 pub mod net;
+pub mod onboard;
+pub mod report;
+pub mod upload;

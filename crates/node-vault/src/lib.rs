@@ -12,6 +12,9 @@ pub mod config_dir;
 pub mod durable;
 pub mod identity;
 pub mod keys;
+mod run;
 pub mod seal;
 pub mod trusted;
 pub mod vault;
+
+pub use run::{BUILD_DATE_S, OpenError, run};
