@@ -5,6 +5,7 @@
 //! control groups) it takes away again. Steps that need root call sudo themselves.
 
 pub mod command;
+pub mod confinement;
 pub mod http;
 pub mod image;
 pub mod lab;

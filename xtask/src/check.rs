@@ -35,7 +35,7 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ("node-run", &["model", "reconcile", "ipc", "service", "node-core"]),
     ("controller", &["model", "reconcile", "trust", "eve-api", "oci", "controller-core"]),
     ("cli", &["model", "controller", "controller-core"]),
-    ("tests", &[]),
+    ("tests", &["model", "ipc"]),
     ("xtask", &["ipc", "tests"]),
 ];
 
