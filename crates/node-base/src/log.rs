@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The process log: takes lines of services and apps, keeps them in rings on disk, hands them out in batches.
+//!
+//! Every source has its own channel from init (kind `source`), so that it cannot speak as another one: its key is a
+//! service's name, `init`, or `shim/<app id>`. Services share one ring, each app has its own; the largest ring pays
+//! when the quota is used up, so a noisy app loses its own lines and nobody else's.
+
+mod ring;
+mod shelf;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipc::boot::{LogFrame, LogOrigin};
+use ipc::calls::{Log, LogRequest};
+use ipc::frame::{Channel, FrameError};
+use model::id::AppId;
+use model::log::LogSeverity;
+use service::{ChannelEvent, Event, IncomingCall, Service, clock};
+
+use shelf::{Line, Shelf, Stream};
+
+/// Frames taken from one source in one go.
+const TAKE_FRAMES: usize = 64;
+/// Lines reach the disk at the latest after this long.
+const SYNC_AFTER: Duration = Duration::from_secs(5);
+/// Bytes of all rings, unless the setting `log-quota-mib` says otherwise.
+const QUOTA_BYTES: u64 = 32 << 20;
+
+/// Why the process cannot work.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error("the manifest grants no directory")]
+    NoDirectory,
+    #[error("the directory of the rings cannot be used")]
+    Directory(#[source] std::io::Error),
+}
+
+/// Serves until init asks to stop.
+pub fn run(mut service: Service) -> Result<(), LogError> {
+    let dir = service.dirs().state.clone().ok_or(LogError::NoDirectory)?;
+    let setting = |name: &str| service.settings().get(name).map(String::as_str);
+    let quota = setting("log-quota-mib").and_then(|mib| mib.parse::<u64>().ok());
+    let quota = quota.map_or(QUOTA_BYTES, |mib| mib << 20);
+    let is_verbose = setting("verbose").is_some();
+    let shelf = Shelf::open(&dir, quota, clock::wall_time()).map_err(LogError::Directory)?;
+    let mut log = Logs { shelf, sources: BTreeMap::new(), is_verbose };
+    let mut sync_at = None;
+    loop {
+        match service.next(sync_at) {
+            Event::Channel(ChannelEvent::Opened { key, channel, .. }) => {
+                log.sources.insert(key, channel);
+            }
+            Event::Channel(ChannelEvent::Readable { key, .. }) => log.take(&key),
+            Event::Channel(ChannelEvent::Closed { key, .. }) => {
+                log.sources.remove(&key);
+                if let Some(app) = app_of(&key) {
+                    log.shelf.app_ended(app);
+                }
+            }
+            Event::Call(call) => log.answer(call),
+            Event::Deadline => {
+                sync_at = None;
+                log.shelf.sync();
+            }
+            Event::Stop => {
+                log.shelf.sync();
+                return Ok(());
+            }
+            Event::Topics(_)
+            | Event::Channel(ChannelEvent::Writable { .. })
+            | Event::Worker(())
+            | Event::Readable(_) => {}
+        }
+        if sync_at.is_none() && log.shelf.is_dirty() {
+            sync_at = Some(clock::mono().plus_ms(SYNC_AFTER.as_millis() as u64));
+        }
+    }
+}
+
+struct Logs {
+    shelf: Shelf,
+    sources: BTreeMap<String, Arc<Channel>>,
+    is_verbose: bool,
+}
+
+impl Logs {
+    fn take(&mut self, key: &str) {
+        let Some(channel) = self.sources.get(key).cloned() else { return };
+        for _ in 0..TAKE_FRAMES {
+            match channel.try_recv::<LogFrame>() {
+                Ok(Some((frame, _))) => self.keep(key, frame),
+                Ok(None) | Err(FrameError::Closed) => return,
+                Err(error) => {
+                    let content = format!("unreadable line of {key}: {error}");
+                    self.write(Stream::Device, "log", LogSeverity::Error, content);
+                }
+            }
+        }
+    }
+
+    fn keep(&mut self, key: &str, frame: LogFrame) {
+        let (stream, source) = match (app_of(key), frame.origin) {
+            (Some(app), LogOrigin::App { name }) => (Stream::App { app, name }, app.to_string()),
+            (Some(app), _) => (Stream::Device, format!("shim {app}")),
+            (None, LogOrigin::Service { name }) if key == "init" => (Stream::Device, name),
+            (None, _) => (Stream::Device, key.to_string()),
+        };
+        if frame.lost > 0 {
+            let content = format!("{} lines of {source} were lost", frame.lost);
+            self.write(Stream::Device, "log", LogSeverity::Warning, content);
+        }
+        let line = Line { severity: frame.severity, at: frame.at, source, content: frame.content };
+        self.push(stream, line);
+    }
+
+    fn write(&mut self, stream: Stream, source: &str, severity: LogSeverity, content: String) {
+        let line = Line { severity, at: clock::wall_time(), source: source.into(), content };
+        self.push(stream, line);
+    }
+
+    fn push(&mut self, stream: Stream, line: Line) {
+        if self.is_verbose {
+            let severity = match line.severity {
+                LogSeverity::Debug => "debug",
+                LogSeverity::Info => "info",
+                LogSeverity::Warning => "warn",
+                LogSeverity::Error => "error",
+            };
+            // Only for a human who looks on; it may be gone.
+            let _ = writeln!(std::io::stderr(), "{:<8} {severity:<5} {}", line.source, line.content);
+        }
+        self.shelf.push(&stream, line);
+    }
+
+    fn answer(&mut self, call: IncomingCall) {
+        let reply = match call.decode::<Log>() {
+            Ok(LogRequest::Next) => self.shelf.next_batch(),
+            Ok(LogRequest::Taken { batch }) => self.shelf.taken(batch),
+            // An unreadable question has no answer: its asker gives up at its time-out.
+            Err(_) => return,
+        };
+        // An asker that is gone asks again.
+        let _ = call.reply::<Log>(&reply, &[]);
+    }
+}
+
+fn app_of(key: &str) -> Option<AppId> {
+    key.strip_prefix("shim/")?.parse().ok()
+}
