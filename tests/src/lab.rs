@@ -43,7 +43,8 @@ impl Place {
         })
     }
 
-    fn clear(&self) -> anyhow::Result<()> {
+    /// Empties the directory and makes it.
+    pub fn clear(&self) -> anyhow::Result<()> {
         run(root("rm").arg("-rf").arg(&self.dir))?;
         fs::create_dir_all(&self.dir).with_context(|| format!("cannot make {}", self.dir.display()))?;
         fs::create_dir_all(&self.cache).with_context(|| format!("cannot make {}", self.cache.display()))

@@ -13,3 +13,4 @@ pub mod netns;
 pub mod packages;
 pub mod progress;
 pub mod referee;
+pub mod registry;

@@ -137,7 +137,10 @@ fn change_properties(lab: &Lab, marker: &str) {
 }
 
 fn reports(lab: &Lab, marker: &str) -> bool {
-    let history = lab.controller.cli(&["describe", &format!("device/{}", device(lab)), "-o", "json"]).unwrap_or_default();
+    let history = lab
+        .controller
+        .cli(&["describe", &format!("device/{}", device(lab)), "-o", "json"])
+        .unwrap_or_default();
     history.contains(marker) && {
         let apps = lab.controller.cli(&["get", "apps", "-o", "json"]).unwrap_or_default();
         apps.contains("Running") || apps.contains("RUNNING")
@@ -176,6 +179,7 @@ fn nothing_is_left_behind() {
     let groups = run(root("find").args(["/sys/fs/cgroup", "-maxdepth", "2", "-name", "selvedge-*"])).unwrap();
     assert!(groups.is_empty(), "control groups are left:\n{groups}");
     let processes = descendants(std::process::id()).unwrap();
-    let left: Vec<_> = processes.iter().filter_map(|pid| comm(*pid)).filter(|c| c.starts_with("selvedge")).collect();
+    let left: Vec<_> =
+        processes.iter().filter_map(|pid| comm(*pid)).filter(|c| c.starts_with("selvedge")).collect();
     assert!(left.is_empty(), "{left:?}");
 }
