@@ -130,7 +130,6 @@ pub fn context(
     }
 }
 
-#[allow(dead_code, reason = "used by render")]
 pub(crate) fn context_to_wire(context: &model::secret::CipherContext) -> CipherContext {
     CipherContext {
         context_id: context.id.clone(),
@@ -142,7 +141,6 @@ pub(crate) fn context_to_wire(context: &model::secret::CipherContext) -> CipherC
     }
 }
 
-#[allow(dead_code, reason = "used by parse")]
 pub(crate) fn context_from_wire(wire: &CipherContext) -> Result<model::secret::CipherContext, CipherError> {
     if wire.key_exchange_scheme != i32::from(KeyExchangeScheme::KeaEcdh)
         || wire.encryption_scheme != i32::from(EncryptionScheme::SaAes256Cfb)

@@ -180,7 +180,7 @@ fn pem_of_der_is_what_other_programs_write() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_bytes_make_the_readers_panic(data in proptest::collection::vec(any::<u8>(), 0..300)) {

@@ -94,7 +94,7 @@ fn a_key_of_another_curve_is_no_peer() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn nothing_panics_on_foreign_blocks(iv in proptest::collection::vec(any::<u8>(), 0..40),
         data in proptest::collection::vec(any::<u8>(), 0..80), pem in proptest::collection::vec(any::<u8>(), 0..80)) {

@@ -247,7 +247,7 @@ fn keys_are_read_in_both_pem_forms() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_bytes_make_the_readers_panic(body in proptest::collection::vec(any::<u8>(), 0..300)) {

@@ -3,8 +3,10 @@
 //! then. The node fills these in, the controller reads them; `eve-api` stands between.
 //!
 //! The wire is coarser than these types. What it cannot carry comes back empty: an app's counters and whether it is
-//! ordered to run, the generation of an app's volumes, the network of an app's interface. Memory travels in MiB.
+//! ordered to run, the generation of an app's volumes, the network of an app's interface, its peak of memory and its
+//! number of processes. Memory travels in MiB.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -30,7 +32,7 @@ pub struct InfoMessage {
 /// What the message is about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Info {
-    Device(DeviceStatus),
+    Device(Box<DeviceStatus>),
     App(AppStatus),
     NetworkInstance(NetworkInstanceStatus),
     Volume(VolumeStatus),

@@ -2,6 +2,8 @@
 //! The test vectors, made by an independent program, and certificates made for a test.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
+pub mod arbitrary;
+
 use eve_api::wire::certs::ZControllerCert;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,

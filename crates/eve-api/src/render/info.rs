@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Info messages: one object each. Memory and disks go out in MiB, as EVE sends them.
+
+use std::collections::BTreeMap;
+
+use model::id::{DeviceId, VolumeKey};
+use model::reason::{Fault, Severity};
+use model::report::{BlobStatus, DeviceStatus, Info, InfoMessage, PortStatus, SecurityModule};
+use model::status::{AppStatus, ContentTreeStatus, NetworkInstanceStatus, SwState, VolumeStatus};
+use model::time::WallTime;
+use prost::Message;
+
+use super::config::bare_hex;
+use super::timestamp;
+use crate::states::{at_rest_to_wire, attestation_to_wire, device_to_wire, module_to_wire, sw_to_wire};
+use crate::wire::info as wire;
+use crate::wire::info::z_info_msg::InfoContent;
+
+pub(super) const MIB: u64 = 1024 * 1024;
+/// Key of the one port config there is, as EVE names that of the controller.
+const PORT_CONFIG_KEY: &str = "zedagent";
+/// Name under which EVE reports the encryption of apps' data.
+const VAULT_NAME: &str = "Application Data Store";
+
+/// The payload of `POST /info`.
+pub fn info(message: &InfoMessage) -> Vec<u8> {
+    let at = message.at;
+    let (kind, content) = match &message.info {
+        Info::Device(status) => {
+            (wire::ZInfoTypes::ZiDevice.into(), Some(InfoContent::Dinfo(device(status, at))))
+        }
+        Info::App(status) => (wire::ZInfoTypes::ZiApp.into(), Some(InfoContent::Ainfo(app(status, at)))),
+        Info::NetworkInstance(status) => (
+            wire::ZInfoTypes::ZiNetworkInstance.into(),
+            Some(InfoContent::Niinfo(network_instance(status, at))),
+        ),
+        Info::Volume(status) => {
+            (wire::ZInfoTypes::ZiVolume.into(), Some(InfoContent::Vinfo(volume(status, at))))
+        }
+        Info::ContentTree(status) => {
+            (wire::ZInfoTypes::ZiContentTree.into(), Some(InfoContent::Cinfo(content_tree(status, at))))
+        }
+        Info::Blobs(blobs) => {
+            let blob = blobs.iter().map(self::blob).collect();
+            (wire::ZInfoTypes::ZiBlobList.into(), Some(InfoContent::Binfo(wire::ZInfoBlobList { blob })))
+        }
+        Info::Other(kind) => (*kind, None),
+    };
+    wire::ZInfoMsg {
+        ztype: kind,
+        dev_id: device_id(message.device),
+        at_time_stamp: at.map(timestamp),
+        info_content: content,
+    }
+    .encode_to_vec()
+}
+
+pub(super) fn device_id(id: Option<DeviceId>) -> String {
+    id.map(|id| id.to_string()).unwrap_or_default()
+}
+
+fn error(fault: &Fault, at: Option<WallTime>, entity: Option<(wire::Entity, String)>) -> wire::ErrorInfo {
+    wire::ErrorInfo {
+        description: fault.to_string(),
+        timestamp: at.map(timestamp),
+        severity: match fault.reason.severity() {
+            Severity::Notice => wire::Severity::Notice,
+            Severity::Warning => wire::Severity::Warning,
+            Severity::Error => wire::Severity::Error,
+        }
+        .into(),
+        entities: entity
+            .into_iter()
+            .map(|(entity, id)| wire::DeviceEntity {
+                entity: entity.into(),
+                entity_id: id,
+                ..Default::default()
+            })
+            .collect(),
+        retry_condition: fault.reason.next_step().to_owned(),
+    }
+}
+
+/// Where the wire has room for one error, the first is the one that stands in the way.
+fn first_error(
+    faults: &[Fault],
+    at: Option<WallTime>,
+    entity: wire::Entity,
+    id: impl ToString,
+) -> Option<wire::ErrorInfo> {
+    faults.first().map(|fault| error(fault, at, Some((entity, id.to_string()))))
+}
+
+fn usage(users: u32) -> wire::UsageInfo {
+    wire::UsageInfo { ref_count: users, ..Default::default() }
+}
+
+fn app(status: &AppStatus, at: Option<WallTime>) -> wire::ZInfoApp {
+    let entity = |fault: &Fault| error(fault, at, Some((wire::Entity::AppInstance, status.app.to_string())));
+    wire::ZInfoApp {
+        app_id: status.app.to_string(),
+        app_version: status.version.clone(),
+        app_name: status.name.clone(),
+        boot_time: status.started_at.map(timestamp),
+        app_err: status.faults.iter().map(entity).collect(),
+        state: sw_to_wire(status.state),
+        network: status
+            .vifs
+            .iter()
+            .map(|vif| wire::ZInfoNetwork {
+                mac_addr: vif.mac.to_string(),
+                dev_name: vif.name.clone(),
+                ip_addrs: vif.address.iter().map(ToString::to_string).collect(),
+                ipv4_up: vif.is_up,
+                ..Default::default()
+            })
+            .collect(),
+        volume_refs: status.volumes.iter().map(|VolumeKey { id, .. }| id.to_string()).collect(),
+        ..Default::default()
+    }
+}
+
+fn network_instance(status: &NetworkInstanceStatus, at: Option<WallTime>) -> wire::ZInfoNetworkInstance {
+    let entity =
+        |fault: &Fault| error(fault, at, Some((wire::Entity::NetworkInstance, status.id.to_string())));
+    let state = match (status.faults.is_empty(), status.is_active && !status.bridge.is_empty()) {
+        (false, _) => wire::ZNetworkInstanceState::ZnetinstStateError,
+        (true, true) => wire::ZNetworkInstanceState::ZnetinstStateOnline,
+        (true, false) => wire::ZNetworkInstanceState::ZnetinstStateInit,
+    };
+    wire::ZInfoNetworkInstance {
+        network_id: status.id.to_string(),
+        network_version: status.version.clone(),
+        inst_type: crate::wire::config::ZNetworkInstType::ZnetInstLocal as u32,
+        displayname: status.name.clone(),
+        activated: status.is_active,
+        ports: status.uplink.iter().cloned().collect(),
+        bridge_name: status.bridge.clone(),
+        ip_assignments: status
+            .vifs
+            .iter()
+            .map(|vif| wire::ZmetIpAssignmentEntry {
+                mac_address: vif.mac.to_string(),
+                ip_address: vec![vif.address.to_string()],
+            })
+            .collect(),
+        vifs: status
+            .vifs
+            .iter()
+            .map(|vif| wire::ZmetVifInfo {
+                vif_name: vif.vif.clone(),
+                mac_address: vif.mac.to_string(),
+                app_id: vif.app.to_string(),
+            })
+            .collect(),
+        network_err: status.faults.iter().map(entity).collect(),
+        state: state.into(),
+        ..Default::default()
+    }
+}
+
+fn volume(status: &VolumeStatus, at: Option<WallTime>) -> wire::ZInfoVolume {
+    wire::ZInfoVolume {
+        uuid: status.key.id.to_string(),
+        display_name: status.name.clone(),
+        usage: Some(usage(status.users)),
+        resources: Some(wire::VolumeResources { cur_size_bytes: status.used_bytes, ..Default::default() }),
+        state: sw_to_wire(status.state),
+        progress_percentage: status.progress_percent.into(),
+        volume_err: first_error(&status.faults, at, wire::Entity::Volume, status.key.id),
+        generation_count: i64::try_from(status.key.generation).unwrap_or(i64::MAX),
+    }
+}
+
+fn content_tree(status: &ContentTreeStatus, at: Option<WallTime>) -> wire::ZInfoContentTree {
+    wire::ZInfoContentTree {
+        uuid: status.id.to_string(),
+        display_name: status.name.clone(),
+        sha256: status.digest.as_ref().map(bare_hex).unwrap_or_default(),
+        resources: Some(wire::ContentResources { cur_size_bytes: status.total_bytes }),
+        usage: Some(usage(status.users)),
+        state: sw_to_wire(status.state),
+        progress_percentage: status.progress_percent.into(),
+        err: first_error(&status.faults, at, wire::Entity::ContentTree, status.id),
+        component_sha_list: status.blobs.iter().map(bare_hex).collect(),
+        ..Default::default()
+    }
+}
+
+fn blob(status: &BlobStatus) -> wire::ZInfoBlob {
+    wire::ZInfoBlob {
+        sha256: bare_hex(&status.digest),
+        resources: Some(wire::ContentResources { cur_size_bytes: status.size_bytes }),
+        usage: Some(usage(status.users)),
+        state: sw_to_wire(status.state),
+        progress_percentage: status.progress_percent.into(),
+        ..Default::default()
+    }
+}
+
+fn device(status: &DeviceStatus, at: Option<WallTime>) -> wire::ZInfoDevice {
+    let software = |slot: &model::report::SoftwareStatus| wire::ZInfoDevSw {
+        activated: slot.is_running,
+        partition_label: slot.partition.clone(),
+        partition_state: slot.partition_state.clone(),
+        status: sw_to_wire(SwState::Installed),
+        short_version: slot.version.clone(),
+        long_version: slot.version.clone(),
+        ..Default::default()
+    };
+    let mount = |mount: &model::report::MountStatus| wire::ZInfoStorage {
+        mount_path: mount.path.clone(),
+        total: mount.total_bytes / MIB,
+        storage_location: mount.is_storage,
+        ..Default::default()
+    };
+    let data_at_rest = at_rest_to_wire(status.security.data_at_rest);
+    wire::ZInfoDevice {
+        machine_arch: status.architecture.clone(),
+        cpu_arch: status.architecture.clone(),
+        platform: status.architecture.clone(),
+        ncpu: status.cpus,
+        memory: status.memory_bytes / MIB,
+        storage: status.storage_bytes / MIB,
+        minfo: Some(wire::ZInfoManufacturer {
+            manufacturer: status.manufacturer.clone(),
+            product_name: status.product.clone(),
+            serial_number: status.serial.clone(),
+            ..Default::default()
+        }),
+        network: status.ports.iter().map(|port| port_network(port, at)).collect(),
+        dns: Some(dns(status.ports.iter().flat_map(|port| &port.observed.dns))),
+        storage_list: status.mounts.iter().map(mount).collect(),
+        boot_time: status.booted_at.map(timestamp),
+        sw_list: status.software.iter().map(software).collect(),
+        host_name: status.hostname.clone(),
+        last_reboot_reason: status.boot_reason_text.clone(),
+        system_adapter: Some(wire::SystemAdapterInfo {
+            current_index: 0,
+            status: vec![wire::DevicePortStatus {
+                key: PORT_CONFIG_KEY.to_owned(),
+                ports: status.ports.iter().map(|port| device_port(port, at)).collect(),
+                ..Default::default()
+            }],
+        }),
+        restart_counter: status.restart_counter,
+        hsm_status: module_to_wire(status.security.module),
+        hsm_info: match status.security.module {
+            SecurityModule::Enabled => "keys in the TPM",
+            SecurityModule::Disabled => "TPM present but not used",
+            SecurityModule::NotFound => "no TPM, keys in software",
+            SecurityModule::Unknown => "",
+        }
+        .to_owned(),
+        data_sec_at_rest_info: Some(wire::DataSecAtRest {
+            status: data_at_rest,
+            info: status.security.data_at_rest_text.clone(),
+            vault_list: vec![wire::VaultInfo {
+                name: VAULT_NAME.to_owned(),
+                status: data_at_rest,
+                ..Default::default()
+            }],
+        }),
+        config_item_status: Some(config_items(status)),
+        app_instances: status
+            .apps
+            .iter()
+            .map(|(app, name)| wire::ZInfoAppInstance {
+                uuid: app.to_string(),
+                name: name.clone(),
+                ..Default::default()
+            })
+            .collect(),
+        reboot_config_counter: status.reboot_counter,
+        shutdown_config_counter: status.shutdown_counter,
+        last_boot_reason: status.boot_reason,
+        maintenance_mode: !status.maintenance.is_empty(),
+        maintenance_mode_reasons: status.maintenance.clone(),
+        reboot_inprogress: status.state == model::report::DeviceState::Rebooting,
+        capabilities: Some(wire::Capabilities {
+            hw_assisted_virtualization: status.has_virtualization,
+            ..Default::default()
+        }),
+        state: device_to_wire(status.state),
+        attestation_info: Some(wire::AttestationInfo {
+            state: attestation_to_wire(status.attestation),
+            ..Default::default()
+        }),
+        // A number claims all features below it; ours begin with one that is not there yet.
+        api_capability: wire::ApiCapability::Unspecified.into(),
+        optional_capabilities: Some(wire::OptionalCapabilities::default()),
+        device_name: status.name.clone(),
+        ..Default::default()
+    }
+}
+
+fn config_items(status: &DeviceStatus) -> wire::ZInfoConfigItemStatus {
+    let pick = |is_known: bool| -> BTreeMap<String, wire::ZInfoConfigItem> {
+        let items = status.items.iter().filter(|item| item.is_known == is_known);
+        items
+            .map(|item| {
+                let error = item.error.clone().unwrap_or_default();
+                (item.key.clone(), wire::ZInfoConfigItem { value: item.value.clone(), error })
+            })
+            .collect()
+    };
+    wire::ZInfoConfigItemStatus { config_items: pick(true), unknown_config_items: pick(false) }
+}
+
+fn dns<'a>(servers: impl Iterator<Item = &'a std::net::Ipv4Addr>) -> wire::ZInfoDns {
+    wire::ZInfoDns { dn_sservers: servers.map(ToString::to_string).collect(), ..Default::default() }
+}
+
+fn port_error(port: &PortStatus, at: Option<WallTime>) -> Option<wire::ErrorInfo> {
+    port.fault.as_ref().map(|fault| error(fault, at, Some((wire::Entity::Port, port.label.clone()))))
+}
+
+fn port_network(port: &PortStatus, at: Option<WallTime>) -> wire::ZInfoNetwork {
+    let observed = &port.observed;
+    wire::ZInfoNetwork {
+        mac_addr: observed.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        dev_name: port.label.clone(),
+        local_name: observed.name.clone(),
+        ip_addrs: observed.addresses.iter().map(|prefix| prefix.address.to_string()).collect(),
+        default_routers: observed.gateways.iter().map(ToString::to_string).collect(),
+        dns: Some(dns(observed.dns.iter())),
+        ipv4_up: observed.is_up,
+        uplink: port.is_uplink,
+        network_err: port_error(port, at),
+        ..Default::default()
+    }
+}
+
+fn device_port(port: &PortStatus, at: Option<WallTime>) -> wire::DevicePort {
+    let observed = &port.observed;
+    let subnet = observed.addresses.first().map(|prefix| format!("{}/{}", prefix.network(), prefix.length));
+    wire::DevicePort {
+        ifname: observed.name.clone(),
+        name: port.label.clone(),
+        is_mgmt: port.is_uplink,
+        free: port.cost == 0,
+        subnet: subnet.unwrap_or_default(),
+        gateway: observed.gateways.first().map(ToString::to_string).unwrap_or_default(),
+        dns_servers: observed.dns.iter().map(ToString::to_string).collect(),
+        mac_addr: observed.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        ip_addrs: observed.addresses.iter().map(|prefix| prefix.address.to_string()).collect(),
+        default_routers: observed.gateways.iter().map(ToString::to_string).collect(),
+        dns: Some(dns(observed.dns.iter())),
+        up: observed.is_up,
+        err: port_error(port, at),
+        cost: port.cost.into(),
+        mtu: observed.mtu,
+        ..Default::default()
+    }
+}
