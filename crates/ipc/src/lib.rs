@@ -12,5 +12,6 @@ pub mod frame;
 pub mod limits;
 pub mod manifest;
 pub mod outbox;
+pub mod shim;
 pub mod syscalls;
 pub mod topics;

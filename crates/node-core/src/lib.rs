@@ -13,4 +13,5 @@ pub mod items;
 pub mod net;
 pub mod onboard;
 pub mod report;
+pub mod run;
 pub mod upload;

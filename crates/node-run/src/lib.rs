@@ -2,9 +2,12 @@
 //! Running apps: process `run`, which decides through `node-core` and holds no capability, and the shim, one small
 //! process per app that starts it, keeps it and tells how it ended.
 //!
-//! Reading order: [`container`] (the executor: what a container is and how it comes to be), [`userdata`], [`output`].
+//! Reading order: [`run`], [`shim`], [`container`] (the executor: what a container is and how it comes to be),
+//! [`userdata`], [`output`].
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod container;
 pub mod output;
+pub mod run;
+pub mod shim;
 pub mod userdata;

@@ -2,7 +2,7 @@
 //! Data an app is given at its start, as EVE gives it to containers: `KEY=VALUE` lines, or a `#cloud-config` with
 //! `write_files` and, in `runcmd`, `KEY=VALUE` entries.
 //!
-//! Pure; the text comes from the controller's user and is bounded in size, depth and number of files. Error texts name
+//! Pure, and run by the app's own first process after it gave up the node (`container::child`): the text comes from the controller's user and is bounded in size, depth and number of files. Error texts name
 //! lines and keys, never values: they may be secret.
 
 use std::io::Read;
@@ -16,7 +16,7 @@ use crate::container::FileToWrite;
 const MAX_BYTES: usize = 4 << 20;
 const MAX_VARIABLES: usize = 4096;
 const MAX_FILES: usize = 1024;
-/// All files together, unpacked: they have to fit the memory of the shim.
+/// All files together, unpacked: they have to fit the memory of the app's first process.
 const MAX_FILES_BYTES: usize = 8 << 20;
 const DEFAULT_MODE: u32 = 0o644;
 const CLOUD_CONFIG: &str = "#cloud-config";

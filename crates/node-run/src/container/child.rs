@@ -18,6 +18,7 @@ use super::netns::last_errno;
 use super::step::{Step, StepError};
 use super::user::{self, Identity};
 use super::{Container, Late, files, mounts, privileges, seccomp};
+use crate::userdata::{self, Given};
 
 /// Sent to the parent: the user namespace waits for its maps.
 pub(super) const READY: u8 = b'R';
@@ -54,6 +55,8 @@ pub(super) fn run(inherited: &Inherited<'_>) -> ! {
 
 fn become_app(inherited: &Inherited<'_>) -> Result<Infallible, StepError> {
     let container = inherited.container;
+    // The shim's hook would end the process before its parent is told.
+    drop(std::panic::take_hook());
     reset_signals();
     inherited.cgroup.join().map_err(StepError::at(Step::Cgroup, ""))?;
     let failed = |what: &'static str| StepError::at(Step::Namespaces, what);
@@ -70,9 +73,19 @@ fn become_app(inherited: &Inherited<'_>) -> Result<Infallible, StepError> {
     unshare(UnshareFlags::NEWUSER).map_err(StepError::at(Step::UserNamespace, ""))?;
     let late = wait_for_late(inherited.control)?;
     privileges::become_container_root().map_err(StepError::at(Step::UserNamespace, "become root"))?;
-    let identity = write_files(container, &late)?;
+    let given = match &late.untrusted_user_data {
+        Some(text) => {
+            userdata::parse(text).map_err(|error| StepError::new(Step::UserData, error.to_string()))?
+        }
+        None => Given::default(),
+    };
+    let identity = write_files(container, &late, &given)?;
     give_output(inherited, &identity)?;
-    let env = environment(container, late.env, &identity);
+    let env = environment(container, given.env, &identity);
+    for ignored in &given.ignored {
+        // For the app's log; nothing depends on it.
+        let _ = rustix::io::write(inherited.stderr, format!("user data: {ignored} ignored\n").as_bytes());
+    }
 
     privileges::drop_to(&identity)?;
     // Not before: changing the user clears it.
@@ -135,7 +148,7 @@ fn read_exact(control: BorrowedFd<'_>, mut into: &mut [u8]) -> Result<(), StepEr
 }
 
 /// Everything the app finds on its disk, and who it is.
-fn write_files(container: &Container, late: &Late) -> Result<Identity, StepError> {
+fn write_files(container: &Container, late: &Late, given: &Given) -> Result<Identity, StepError> {
     let root = files::open_root()?;
     let root = root.as_fd();
     let etc = files::make_dirs(root, "/etc").map_err(StepError::at(Step::Files, "/etc"))?;
@@ -146,7 +159,7 @@ fn write_files(container: &Container, late: &Late) -> Result<Identity, StepError
     let group = files::read_account_file(root, "/etc/group")?;
     let no_user = |error: user::UserError| StepError::new(Step::User, error.to_string());
     let identity = user::resolve(&container.user, &passwd, &group, container.ids.count).map_err(no_user)?;
-    for file in &late.files {
+    for file in &given.files {
         let owner = user::resolve_owner(&file.owner, &passwd, &group, container.ids.count)
             .map_err(|error| StepError::new(Step::Files, format!("{}: owner {error}", file.path)))?;
         files::write_file(root, file, owner)?;
@@ -180,10 +193,10 @@ fn give_output(inherited: &Inherited<'_>, identity: &Identity) -> Result<(), Ste
 }
 
 /// Later ones win; what every program expects is added where the image does not say it.
-fn environment(container: &Container, late: Vec<String>, identity: &Identity) -> Vec<String> {
-    let mut env: Vec<String> = Vec::with_capacity(container.env.len() + late.len() + 3);
+fn environment(container: &Container, given: Vec<String>, identity: &Identity) -> Vec<String> {
+    let mut env: Vec<String> = Vec::with_capacity(container.env.len() + given.len() + 3);
     let key_of = |entry: &str| entry.split('=').next().unwrap_or("").to_owned();
-    for entry in container.env.iter().cloned().chain(late) {
+    for entry in container.env.iter().cloned().chain(given) {
         let key = key_of(&entry);
         env.retain(|earlier| key_of(earlier) != key);
         env.push(entry);

@@ -15,7 +15,7 @@ use super::step::{Step, StepError};
 const MAX_ACCOUNT_FILE_BYTES: usize = 1 << 20;
 
 /// A file of the app's user data.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileToWrite {
     /// Absolute; missing directories are made.
     pub path: String,
@@ -85,7 +85,7 @@ pub(super) fn write_own(etc: BorrowedFd<'_>, name: &str, content: &[u8]) -> Resu
     write_all(&file, content).map_err(failed)
 }
 
-/// Writes one file of the user data. `owner_of` resolves its owner.
+/// Writes one file of the user data for an owner, ids of the container.
 pub(super) fn write_file(
     root: BorrowedFd<'_>,
     file: &FileToWrite,

@@ -31,7 +31,7 @@ mod user;
 use std::path::PathBuf;
 
 pub use cgroup::Cgroup;
-pub use files::FileToWrite;
+pub(crate) use files::FileToWrite;
 pub use launch::{Ended, Running, Starting};
 pub use netns::Netns;
 pub use step::{Step, StepError};
@@ -70,14 +70,19 @@ pub enum RootFs {
 }
 
 /// What becomes known while the child is already making its mounts.
-#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Default, serde::Serialize, serde::Deserialize)]
 pub struct Late {
-    /// Added to [`Container::env`].
-    pub env: Vec<String>,
     /// Text of `/etc/resolv.conf`.
     pub resolv_conf: String,
     /// Text of `/etc/hosts`.
     pub hosts: String,
-    /// Written as container root after those.
-    pub files: Vec<FileToWrite>,
+    /// As its user wrote it, see [`crate::userdata`]. It is read by the child once it is nothing but container root.
+    pub untrusted_user_data: Option<String>,
+}
+
+impl std::fmt::Debug for Late {
+    /// User data may hold secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Late").finish_non_exhaustive()
+    }
 }

@@ -69,9 +69,12 @@ pub(super) fn enter_root(root: &RootFs) -> Result<Devices, StepError> {
     for name in DEVICES {
         let path = format!("/dev/{name}");
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let copy =
-            rustix::mount::open_tree(CWD, &path, flags).map_err(StepError::at(Step::Devices, &path))?;
-        devices.push((*name, copy));
+        match rustix::mount::open_tree(CWD, &path, flags) {
+            Ok(copy) => devices.push((*name, copy)),
+            // No app of ours has a controlling terminal to find there.
+            Err(Errno::NOENT) if *name == "tty" => {}
+            Err(errno) => return Err(StepError::at(Step::Devices, &path)(errno)),
+        }
     }
     let at = match root {
         RootFs::Overlay { layers, upper, work, at } => {

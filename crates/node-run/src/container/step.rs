@@ -29,6 +29,7 @@ steps! {
     KernelFs: "cannot mount",
     Devices: "cannot make the devices",
     UserNamespace: "cannot make the user namespace",
+    UserData: "user data:",
     Files: "cannot write",
     User: "the image's user cannot be used",
     WorkingDir: "cannot enter the working directory",
