@@ -235,10 +235,19 @@ impl DeviceEnvelope {
 
     /// The payload, once `cert_der` is what the envelope names and its key made the signature.
     pub fn verify(self, cert_der: &[u8]) -> Result<Vec<u8>, EnvelopeError> {
-        if certs::der_hash(cert_der) != self.sender_hash {
+        let cert_hash = certs::der_hash(cert_der);
+        if cert_hash != self.sender_hash {
             return Err(EnvelopeError::CertMiss);
         }
-        PublicKey::from_der(cert_der)?.verify(&self.untrusted_payload, &self.signature)?;
+        self.verify_with(&cert_hash, &PublicKey::from_der(cert_der)?)
+    }
+
+    /// The same for a certificate that was read before: its [`certs::der_hash`] and its key.
+    pub fn verify_with(self, cert_hash: &[u8; 32], key: &PublicKey) -> Result<Vec<u8>, EnvelopeError> {
+        if *cert_hash != self.sender_hash {
+            return Err(EnvelopeError::CertMiss);
+        }
+        key.verify(&self.untrusted_payload, &self.signature)?;
         Ok(self.untrusted_payload)
     }
 }
