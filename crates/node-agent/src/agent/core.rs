@@ -1,0 +1,809 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The agent without its process: the machines of `node-core` wired to one another, to the disk and to requests.
+//!
+//! ```text
+//!  Certs ──▶ Onboard ──▶ Attest ──▶ Polling ──▶ config: verify, judge, seal, save, publish
+//!                 └────▶ Reports ──▶ Queue ──▶ info          └─▶ intervals, epoch, certificate hash
+//!                 └────▶ Logs
+//! ```
+//!
+//! Everything that blocks or is seen outside goes through [`Effects`]; results come back by [`Core::done`]. The saved
+//! config is published by [`Core::start`], before any request.
+
+use std::sync::Arc;
+
+use eve_api::certs::{ControllerCerts, verify_controller_certs};
+use eve_api::envelope::{unseal_controller, unverified_payload};
+use eve_api::{parse, render};
+use ipc::calls::{NodeIdentity, TpmQuote, VaultReply, VaultRequest};
+use model::config::DeviceConfig;
+use model::id::DeviceId;
+use model::log::LogSeverity;
+use model::observed::AgentObserved;
+use model::reason::{Fault, Reason};
+use model::report::DeviceStatus;
+use model::time::{MonoMs, Now, WallTime};
+use node_core::attest::{self, Attest};
+use node_core::config::{self as polling, Polling, guard};
+use node_core::exchange::Outcome;
+use node_core::items;
+use node_core::onboard::certs::{self as cert_fetch, Certs};
+use node_core::onboard::{self, Onboard};
+use node_core::report::{self, Reports, Subject};
+use node_core::upload::logs::{self, Logs};
+use node_core::upload::{self, Queue};
+use reconcile::{Chance, Machine, Outbox, earliest};
+
+use super::ask::{self, Ask, ConfigReply, HttpReply};
+use super::disk::{Disk, SavedConfig, SavedInfo};
+use super::http::Done;
+use super::reports::{self, Own};
+use super::secrets::seal_config;
+use super::world::World;
+
+/// The last contact is published when it is older than this by so much: each answer would be a change.
+const CONTACT_STEP_MS: u64 = 10_000;
+/// A node whose serial number nobody says registers without one after this time.
+const SERIAL_WAIT_MS: u64 = 5_000;
+/// The time floor is written when it rises by this much.
+const FLOOR_STEP_S: i64 = 3_600;
+
+/// What the core has done outside.
+pub trait Effects {
+    /// Sends a request; its [`Done`] follows some time later, unless the request could not be taken.
+    fn ask(&mut self, ask: Ask) -> Result<(), Ask>;
+    fn vault(&mut self, request: VaultRequest) -> Result<VaultReply, Fault>;
+    fn publish_config(&mut self, config: &DeviceConfig);
+    fn publish_observed(&mut self, observed: &AgentObserved);
+    fn log(&mut self, severity: LogSeverity, text: String);
+}
+
+/// What the core begins with.
+#[derive(Debug)]
+pub struct Setup {
+    pub identity: NodeIdentity,
+    pub disk: Disk,
+    /// Seed for spreading timers.
+    pub seed: u64,
+    /// Serial number by which the node registers, when it is not that of the machine.
+    pub serial: Option<String>,
+}
+
+/// The controller's certificates in use.
+#[derive(Clone, Debug)]
+struct Trusted {
+    certs: Arc<ControllerCerts>,
+    /// As received, to be saved with what they verify.
+    message: Vec<u8>,
+}
+
+/// A config that verified and waits for the certificates its secrets name.
+#[derive(Debug)]
+struct Pending {
+    config: DeviceConfig,
+    container: Vec<u8>,
+}
+
+/// The agent.
+#[derive(Debug)]
+pub struct Core {
+    identity: NodeIdentity,
+    disk: Disk,
+    serial: Option<String>,
+    started: MonoMs,
+    is_online: bool,
+    trusted: Option<Trusted>,
+    floor_s: i64,
+    config: Option<DeviceConfig>,
+    pending: Option<Pending>,
+    token: Vec<u8>,
+    quote: Option<TpmQuote>,
+    world: World,
+    /// The device's report as it was compared last.
+    device_status: DeviceStatus,
+    own: Own,
+    observed: AgentObserved,
+    certs: Certs,
+    onboard: Onboard,
+    attest: Attest,
+    polling: Polling,
+    reports: Reports,
+    queue: Queue,
+    logs: Logs,
+}
+
+impl Core {
+    pub fn new(setup: Setup) -> Core {
+        let Setup { identity, disk, seed, serial } = setup;
+        let device = disk.device();
+        let can_register = identity.onboarding_cert_pem.is_some();
+        let mut chance = Chance::new(seed);
+        Core {
+            observed: AgentObserved {
+                device,
+                server: identity.server.clone(),
+                last_contact: None,
+                is_attested: false,
+                fault: None,
+            },
+            floor_s: disk.floor_s(),
+            own: Own { device, ..Own::default() },
+            serial,
+            started: MonoMs(0),
+            is_online: false,
+            trusted: None,
+            config: None,
+            pending: None,
+            token: Vec::new(),
+            quote: None,
+            world: World::default(),
+            device_status: DeviceStatus::default(),
+            certs: Certs::new(Chance::new(chance.next_u64())),
+            onboard: Onboard::new(device, can_register),
+            attest: Attest::default(),
+            polling: Polling::new(Chance::new(chance.next_u64())),
+            reports: Reports::new(Chance::new(chance.next_u64())),
+            queue: Queue::default(),
+            logs: Logs::default(),
+            identity,
+            disk,
+        }
+    }
+
+    /// The config in force, secrets sealed.
+    pub fn config(&self) -> Option<&DeviceConfig> {
+        self.config.as_ref()
+    }
+
+    pub fn device(&self) -> Option<DeviceId> {
+        self.onboard.device()
+    }
+
+    pub fn is_attested(&self) -> bool {
+        self.attest.phase() == attest::Phase::Complete
+    }
+
+    /// Publishes the saved config and begins to talk.
+    pub fn start(&mut self, now: Now, fx: &mut dyn Effects) {
+        self.started = now.mono;
+        for saved in self.disk.queue() {
+            let SavedInfo { key, urgency, payload } = saved;
+            self.queue(now, upload::Input::Restore { key, urgency, payload }, fx);
+        }
+        self.load(now, fx);
+        self.publish_observed(now, fx);
+        let is_known = self.trusted.is_some();
+        self.certs(now, cert_fetch::Input::Start { is_known }, fx);
+        if self.device().is_some() {
+            self.device_known(now, fx);
+        }
+        self.go_online(now, fx);
+    }
+
+    /// The newest state of the other processes.
+    pub fn observe(&mut self, now: Now, world: World, fx: &mut dyn Effects) {
+        let changes = self.world.changes(&world);
+        let had_node = self.world.node.is_some();
+        self.world = world;
+        for subject in changes.changed {
+            self.reports(now, report::Input::Changed(subject), fx);
+        }
+        for subject in changes.gone {
+            self.reports(now, report::Input::Gone(subject), fx);
+            self.queue(now, upload::Input::Forget { key: reports::queue_key(subject).0 }, fx);
+        }
+        self.compare_device(now, fx);
+        if !had_node {
+            self.go_online(now, fx);
+        }
+    }
+
+    /// A request has ended.
+    pub fn done(&mut self, now: Now, done: Done, fx: &mut dyn Effects) {
+        match done {
+            Done::Logs { batch } => self.logs(now, logs::Input::Read { batch }, fx),
+            Done::Http { ask, reply, why } => {
+                if reply.is_none() {
+                    fx.log(LogSeverity::Debug, format!("no answer to {}: {why}", name(&ask)));
+                }
+                self.answered(now, ask, reply, fx);
+                self.compare_device(now, fx);
+            }
+        }
+    }
+
+    pub fn wake(&mut self, now: Now, fx: &mut dyn Effects) {
+        self.go_online(now, fx);
+        let mut outbox = Outbox::new();
+        self.certs.wake(now, &mut outbox);
+        self.do_certs(outbox, fx);
+        let mut outbox = Outbox::new();
+        self.onboard.wake(now, &mut outbox);
+        self.do_onboard(now, outbox, fx);
+        let mut outbox = Outbox::new();
+        self.attest.wake(now, &mut outbox);
+        self.do_attest(now, outbox, fx);
+        let mut outbox = Outbox::new();
+        self.polling.wake(now, &mut outbox);
+        self.do_polling(now, outbox, fx);
+        let mut outbox = Outbox::new();
+        self.reports.wake(now, &mut outbox);
+        self.do_reports(now, outbox, fx);
+        let mut outbox = Outbox::new();
+        self.queue.wake(now, &mut outbox);
+        self.do_queue(outbox, fx);
+        let mut outbox = Outbox::new();
+        self.logs.wake(now, &mut outbox);
+        self.do_logs(outbox, fx);
+        self.compare_device(now, fx);
+    }
+
+    pub fn deadline(&self) -> Option<MonoMs> {
+        let online = (!self.is_online).then(|| self.started.plus_ms(SERIAL_WAIT_MS));
+        earliest([
+            online,
+            self.certs.deadline(),
+            self.onboard.deadline(),
+            self.attest.deadline(),
+            self.polling.deadline(),
+            self.reports.deadline(),
+            self.queue.deadline(),
+            self.logs.deadline(),
+        ])
+    }
+
+    // ---- answers
+
+    fn answered(&mut self, now: Now, ask: Ask, reply: Option<HttpReply>, fx: &mut dyn Effects) {
+        let reply = reply.as_ref();
+        let trusted = self.trusted.as_ref().map(|trusted| trusted.certs.clone());
+        let signing_pem = trusted.as_ref().map(|certs| certs.signing_pem.as_slice());
+        match ask {
+            Ask::Certs => {
+                let outcome = self.read_certs(now, reply, fx);
+                self.count(now, &outcome, fx);
+                let is_good = outcome.is_good();
+                self.certs(now, cert_fetch::Input::Fetched(outcome), fx);
+                self.apply_pending(now, fx);
+                if is_good {
+                    self.polling(now, polling::Input::CertsFetched, fx);
+                    self.go_online(now, fx);
+                }
+            }
+            Ask::Register { .. } => {
+                let outcome = ask::read_status(reply);
+                if let Outcome::Status(status) = outcome {
+                    fx.log(LogSeverity::Warning, format!("controller answers {status} to the registration"));
+                }
+                self.count(now, &outcome, fx);
+                self.onboard(now, onboard::Input::Registered(outcome), fx);
+            }
+            Ask::Uuid { .. } => {
+                let outcome = ask::read_uuid(reply, signing_pem);
+                self.count(now, &outcome.bare(), fx);
+                self.onboard(now, onboard::Input::Uuid(outcome), fx);
+            }
+            Ask::PublishCerts { .. } => {
+                let outcome = ask::read_certs_published(reply, signing_pem);
+                self.count(now, &outcome, fx);
+                if let Outcome::Status(status) = outcome {
+                    fx.log(
+                        LogSeverity::Warning,
+                        format!("controller refuses the node's certificates: {status}"),
+                    );
+                }
+                self.attest(now, attest::Input::CertsAnswered(outcome), fx);
+            }
+            Ask::Nonce { .. } => {
+                let outcome = ask::read_nonce(reply, signing_pem);
+                self.count(now, &outcome.bare(), fx);
+                self.attest(now, attest::Input::Nonce(outcome), fx);
+            }
+            Ask::Quote { .. } => {
+                let outcome = ask::read_quote(reply, signing_pem);
+                self.count(now, &outcome.bare(), fx);
+                self.attest(now, attest::Input::QuoteAnswered(outcome), fx);
+            }
+            Ask::Config { device, .. } => {
+                let outcome = ask::read_config(reply, signing_pem);
+                self.count(now, &outcome.bare(), fx);
+                let outcome = self.take_config(now, device, outcome, reply, fx);
+                self.polling(now, polling::Input::Answered(outcome), fx);
+            }
+            Ask::Info { key, number, .. } => {
+                let outcome = ask::read_status(reply);
+                self.count(now, &outcome, fx);
+                if let Outcome::Status(status) = outcome
+                    && !upload::is_retriable(status)
+                {
+                    fx.log(
+                        LogSeverity::Warning,
+                        format!("controller answers {status} to info {key}: dropped"),
+                    );
+                }
+                self.queue(now, upload::Input::Posted { key, number, outcome }, fx);
+            }
+            Ask::Metrics { .. } => {
+                // Lost on failure: counters are cumulative.
+                let outcome = ask::read_status(reply);
+                self.count(now, &outcome, fx);
+            }
+            Ask::PostLogs { .. } => {
+                let outcome = ask::read_status(reply);
+                self.count(now, &outcome, fx);
+                self.logs(now, logs::Input::Posted(outcome), fx);
+            }
+            Ask::ReadLogs | Ask::TakenLogs { .. } => {}
+        }
+    }
+
+    fn count(&mut self, now: Now, outcome: &Outcome, fx: &mut dyn Effects) {
+        let at = now.wall.time();
+        match outcome {
+            Outcome::Good(()) | Outcome::Status(_) => {
+                self.own.requests.succeeded += 1;
+                self.own.requests.last_success = at;
+            }
+            Outcome::NoAnswer => {
+                self.own.requests.failed += 1;
+                self.own.requests.last_failure = at;
+            }
+            Outcome::CertMiss | Outcome::Refused => {
+                self.own.requests.refused += 1;
+                self.own.requests.last_failure = at;
+                fx.log(LogSeverity::Warning, format!("answer of the controller not accepted: {outcome:?}"));
+            }
+        }
+        if outcome.is_contact() {
+            let old = self.observed.last_contact;
+            if old.is_none_or(|old| now.mono.since_ms(old) >= CONTACT_STEP_MS) {
+                self.observed.last_contact = Some(now.mono);
+                fx.publish_observed(&self.observed);
+            }
+            if outcome.is_good() {
+                self.queue(now, upload::Input::Contact, fx);
+            }
+        }
+    }
+
+    // ---- certificates of the controller
+
+    fn read_certs(&mut self, now: Now, reply: Option<&HttpReply>, fx: &mut dyn Effects) -> Outcome {
+        let status = ask::read_status(reply);
+        let (Outcome::Good(()), Some(reply)) = (&status, reply) else { return status };
+        // The envelope of /certs proves nothing: the chain does.
+        let Ok(message) = unverified_payload(&reply.untrusted_body) else { return Outcome::Refused };
+        match verify_controller_certs(
+            &message,
+            self.identity.root_certs_pem.as_bytes(),
+            self.trusted_time(now),
+        ) {
+            Ok(certs) => {
+                self.trust(certs, message, true, fx);
+                Outcome::Good(())
+            }
+            Err(error) => {
+                fx.log(LogSeverity::Warning, format!("certificates of the controller refused: {error}"));
+                Outcome::Refused
+            }
+        }
+    }
+
+    /// The moment certificates are checked against; none when the clock is before what was signed already.
+    fn trusted_time(&self, now: Now) -> Option<i64> {
+        now.wall.time().map(|at| at.seconds).filter(|seconds| *seconds >= self.floor_s)
+    }
+
+    fn trust(&mut self, certs: ControllerCerts, message: Vec<u8>, is_new: bool, fx: &mut dyn Effects) {
+        let is_same = self.trusted.as_ref().is_some_and(|trusted| *trusted.certs == certs);
+        if !is_same {
+            let ecdh_pems: Vec<String> =
+                certs.ecdh.iter().filter_map(|cert| String::from_utf8(cert.pem.clone()).ok()).collect();
+            if let Err(fault) = fx.vault(VaultRequest::TrustControllerCerts { ecdh_pems }) {
+                fx.log(
+                    LogSeverity::Error,
+                    format!("vault did not take the controller's certificates: {fault}"),
+                );
+            }
+            if is_new && let Err(error) = self.disk.save_certs(&message) {
+                fx.log(LogSeverity::Error, format!("controller's certificates not saved: {error}"));
+            }
+        }
+        self.trusted = Some(Trusted { certs: Arc::new(certs), message });
+    }
+
+    // ---- config
+
+    /// Publishes the newest saved config that still verifies; expiry of its signer does not matter any more.
+    fn load(&mut self, now: Now, fx: &mut dyn Effects) {
+        let roots = self.identity.root_certs_pem.clone();
+        if let Some(message) = self.disk.certs()
+            && let Ok(certs) = verify_controller_certs(&message, roots.as_bytes(), None)
+        {
+            self.trust(certs, message, false, fx);
+        }
+        let Some(device) = self.device() else { return };
+        for saved in self.disk.configs() {
+            let Ok(certs) = verify_controller_certs(&saved.certs, roots.as_bytes(), None) else { continue };
+            let Ok(payload) = unseal_controller(&saved.container, &certs.signing_pem) else { continue };
+            let Ok(response) = parse::config_response(&payload) else { continue };
+            let Some(config) = response.config.filter(|config| config.id == device) else { continue };
+            if self.trusted.is_none() {
+                self.trust(certs, saved.certs.clone(), false, fx);
+            }
+            match self.put_in_force(now, config, None, fx) {
+                Ok(()) => return fx.log(LogSeverity::Info, "saved config is in force".into()),
+                Err(fault) => fx.log(LogSeverity::Error, format!("saved config not applied: {fault}")),
+            }
+        }
+    }
+
+    fn take_config(
+        &mut self,
+        now: Now,
+        asked_for: DeviceId,
+        outcome: Outcome<ConfigReply>,
+        reply: Option<&HttpReply>,
+        fx: &mut dyn Effects,
+    ) -> Outcome<polling::Answer> {
+        let response = match outcome {
+            Outcome::Good(ConfigReply::NotModified) => return Outcome::Good(polling::Answer::NotModified),
+            Outcome::Good(ConfigReply::Config(response)) => response,
+            Outcome::Status(status) => return Outcome::Status(status),
+            Outcome::NoAnswer => return Outcome::NoAnswer,
+            Outcome::CertMiss => return Outcome::CertMiss,
+            Outcome::Refused => return Outcome::Refused,
+        };
+        let (Some(config), Some(reply)) = (response.config, reply) else { return Outcome::Refused };
+        let in_force = self.config.as_ref().and_then(|config| config.timestamp);
+        let ignored = match guard::judge(&config, asked_for, in_force) {
+            guard::Verdict::Apply => None,
+            guard::Verdict::Obsolete => Some("is older than the one in force"),
+            guard::Verdict::Foreign => Some("is for another device"),
+        };
+        if let Some(why) = ignored {
+            fx.log(LogSeverity::Warning, format!("config {:?} {why}: ignored", config.version));
+            return Outcome::Good(polling::Answer::Ignored);
+        }
+        let container = reply.untrusted_body.clone();
+        if self.needs_other_certs(&config) {
+            self.pending = Some(Pending { config, container });
+            self.certs(now, cert_fetch::Input::Hint, fx);
+            return Outcome::Good(polling::Answer::New { hash: response.hash });
+        }
+        self.pending = None;
+        match self.put_in_force(now, config, Some(&container), fx) {
+            Ok(()) => Outcome::Good(polling::Answer::New { hash: response.hash }),
+            Err(fault) => {
+                fx.log(LogSeverity::Error, format!("config not applied: {fault}"));
+                Outcome::Refused
+            }
+        }
+    }
+
+    /// Its secrets were made with a certificate of the controller that is not known yet.
+    fn needs_other_certs(&self, config: &DeviceConfig) -> bool {
+        let Some(trusted) = &self.trusted else { return true };
+        let is_known = |hash: &[u8]| trusted.certs.ecdh_by_hash(hash).is_some();
+        config.cipher_contexts.iter().any(|context| !is_known(&context.controller_cert_hash))
+    }
+
+    /// After a fetch of the certificates, whatever came of it: secrets that still cannot be opened are a fault of the
+    /// app that needs them, not of the config.
+    fn apply_pending(&mut self, now: Now, fx: &mut dyn Effects) {
+        let Some(Pending { config, container }) = self.pending.take() else { return };
+        if let Err(fault) = self.put_in_force(now, config, Some(&container), fx) {
+            fx.log(LogSeverity::Error, format!("config not applied: {fault}"));
+        }
+    }
+
+    /// Seals, saves (when it is new: `container`), publishes, and tells the machines what changed.
+    fn put_in_force(
+        &mut self,
+        now: Now,
+        mut config: DeviceConfig,
+        container: Option<&[u8]>,
+        fx: &mut dyn Effects,
+    ) -> Result<(), Fault> {
+        seal_config(&mut config, &mut |request| fx.vault(request))?;
+        if let (Some(container), Some(trusted)) = (container, &self.trusted) {
+            let saved = SavedConfig { certs: trusted.message.clone(), container: container.to_vec() };
+            if let Err(error) = self.disk.save_config(&saved) {
+                fx.log(LogSeverity::Error, format!("config not saved: {error}"));
+            }
+        }
+        self.raise_floor(config.timestamp, fx);
+        let before = self.config.replace(config.clone());
+        fx.publish_config(&config);
+        fx.log(
+            LogSeverity::Info,
+            format!(
+                "config {:?} in force: {} apps, {} faults",
+                config.version,
+                config.apps.len(),
+                config.faults.len()
+            ),
+        );
+        self.own.received_config = config.timestamp;
+
+        let (items, _) = items::read(&config.items);
+        self.polling(now, polling::Input::Interval { seconds: items.config_interval_s }, fx);
+        self.certs(now, cert_fetch::Input::Interval { seconds: items.cert_interval_s }, fx);
+        let intervals = report::Input::Intervals {
+            device_s: items.device_info_interval_s,
+            metric_s: items.metric_interval_s,
+        };
+        self.reports(now, intervals, fx);
+        if let Some(before) = before {
+            if before.controller_epoch != config.controller_epoch {
+                self.reports(now, report::Input::ResendAll, fx);
+            }
+            if before.controller_cert_hash != config.controller_cert_hash {
+                self.certs(now, cert_fetch::Input::Hint, fx);
+            }
+        }
+        Ok(())
+    }
+
+    fn raise_floor(&mut self, signed_at: Option<WallTime>, fx: &mut dyn Effects) {
+        let Some(at) = signed_at else { return };
+        if at.seconds > self.floor_s {
+            let is_step = at.seconds - self.floor_s >= FLOOR_STEP_S;
+            self.floor_s = at.seconds;
+            if is_step && let Err(error) = self.disk.save_floor(at.seconds) {
+                fx.log(LogSeverity::Warning, format!("time floor not saved: {error}"));
+            }
+        }
+    }
+
+    // ---- onboarding
+
+    /// The machines that need to verify answers begin once there is a certificate, and, for a device that must
+    /// register, once its serial number is known.
+    fn go_online(&mut self, now: Now, fx: &mut dyn Effects) {
+        let has_waited = now.mono.since_ms(self.started) >= SERIAL_WAIT_MS;
+        if !self.serial().is_empty() || self.device().is_some() || has_waited {
+            self.is_online = true;
+        }
+        if self.is_online && self.trusted.is_some() {
+            self.onboard(now, onboard::Input::CertsKnown, fx);
+        }
+    }
+
+    fn serial(&self) -> String {
+        let observed = self.world.node.as_ref().map(|node| node.serial.clone());
+        self.serial.clone().or(observed).unwrap_or_default()
+    }
+
+    fn device_known(&mut self, now: Now, fx: &mut dyn Effects) {
+        self.own.device = self.device();
+        self.attest(now, attest::Input::Start, fx);
+        self.queue(now, upload::Input::Start, fx);
+        self.reports(now, report::Input::Start, fx);
+        self.logs(now, logs::Input::Start, fx);
+    }
+
+    fn publish_observed(&mut self, now: Now, fx: &mut dyn Effects) {
+        let _ = now;
+        self.observed.device = self.device();
+        self.observed.is_attested = self.is_attested();
+        fx.publish_observed(&self.observed);
+    }
+
+    fn compare_device(&mut self, now: Now, fx: &mut dyn Effects) {
+        self.own.phase = Some(self.attest.phase());
+        let status = reports::device(&self.own, self.config.as_ref(), &self.world);
+        if status != self.device_status {
+            self.device_status = status;
+            self.reports(now, report::Input::Changed(Subject::Device), fx);
+        }
+        if self.observed.is_attested != self.is_attested() {
+            self.publish_observed(now, fx);
+        }
+    }
+
+    // ---- machines: input, then orders
+
+    fn certs(&mut self, now: Now, input: cert_fetch::Input, fx: &mut dyn Effects) {
+        let mut outbox = Outbox::new();
+        self.certs.handle(now, input, &mut outbox);
+        self.do_certs(outbox, fx);
+    }
+
+    fn do_certs(&mut self, mut outbox: Outbox<cert_fetch::Output>, fx: &mut dyn Effects) {
+        while let Some(cert_fetch::Output::Fetch) = outbox.pop() {
+            self.send(Ask::Certs, fx);
+        }
+    }
+
+    fn onboard(&mut self, now: Now, input: onboard::Input, fx: &mut dyn Effects) {
+        let mut outbox = Outbox::new();
+        self.onboard.handle(now, input, &mut outbox);
+        self.do_onboard(now, outbox, fx);
+    }
+
+    fn do_onboard(&mut self, now: Now, mut outbox: Outbox<onboard::Output>, fx: &mut dyn Effects) {
+        while let Some(order) = outbox.pop() {
+            match order {
+                onboard::Output::Register => self.send(Ask::Register { serial: self.serial() }, fx),
+                onboard::Output::AskUuid => self.send(Ask::Uuid { serial: self.serial() }, fx),
+                onboard::Output::RefreshCerts => self.certs(now, cert_fetch::Input::Hint, fx),
+                onboard::Output::Known(device) => {
+                    fx.log(LogSeverity::Info, format!("this is device {device}"));
+                    if let Err(error) = self.disk.save_device(device) {
+                        fx.log(LogSeverity::Error, format!("UUID not saved: {error}"));
+                    }
+                    if self.config.as_ref().is_some_and(|config| config.id != device) {
+                        // Another device's order does not bind this one.
+                        self.config = None;
+                    }
+                    self.publish_observed(now, fx);
+                    self.device_known(now, fx);
+                }
+            }
+        }
+    }
+
+    fn attest(&mut self, now: Now, input: attest::Input, fx: &mut dyn Effects) {
+        let mut outbox = Outbox::new();
+        self.attest.handle(now, input, &mut outbox);
+        self.do_attest(now, outbox, fx);
+    }
+
+    fn do_attest(&mut self, now: Now, mut outbox: Outbox<attest::Output>, fx: &mut dyn Effects) {
+        while let Some(order) = outbox.pop() {
+            let Some(device) = self.device() else { return };
+            match order {
+                attest::Output::PublishCerts => self.send(Ask::PublishCerts { device }, fx),
+                attest::Output::AskNonce => self.send(Ask::Nonce { device }, fx),
+                attest::Output::MakeQuote { nonce } => {
+                    let is_made = match fx.vault(VaultRequest::Quote { nonce }) {
+                        Ok(VaultReply::Quote(quote)) => {
+                            self.quote = quote;
+                            true
+                        }
+                        Ok(_) => false,
+                        Err(fault) => {
+                            fx.log(LogSeverity::Error, format!("no quote: {fault}"));
+                            false
+                        }
+                    };
+                    self.attest(now, attest::Input::Quoted { is_made }, fx);
+                }
+                attest::Output::SendQuote => {
+                    let version = self.version();
+                    let quote = self.quote.take();
+                    self.send(Ask::Quote { device, quote, version }, fx);
+                }
+                attest::Output::Token(token) => {
+                    self.token = token;
+                    self.polling(now, polling::Input::Start, fx);
+                    self.polling(now, polling::Input::Token, fx);
+                }
+                attest::Output::Failed => {
+                    fx.log(LogSeverity::Warning, "attestation failed, tried again".into());
+                    self.polling(now, polling::Input::Start, fx);
+                }
+                attest::Output::RefreshCerts => self.certs(now, cert_fetch::Input::Hint, fx),
+            }
+        }
+    }
+
+    fn polling(&mut self, now: Now, input: polling::Input, fx: &mut dyn Effects) {
+        let mut outbox = Outbox::new();
+        self.polling.handle(now, input, &mut outbox);
+        self.do_polling(now, outbox, fx);
+    }
+
+    fn do_polling(&mut self, now: Now, mut outbox: Outbox<polling::Output>, fx: &mut dyn Effects) {
+        while let Some(order) = outbox.pop() {
+            match order {
+                polling::Output::Ask { hash } => {
+                    let Some(device) = self.device() else { return };
+                    self.send(Ask::Config { device, hash, token: self.token.clone() }, fx);
+                }
+                polling::Output::TokenRefused => self.attest(now, attest::Input::TokenRefused, fx),
+                polling::Output::Unknown => self.onboard(now, onboard::Input::Unknown, fx),
+                polling::Output::RefreshCerts => self.certs(now, cert_fetch::Input::Hint, fx),
+            }
+        }
+    }
+
+    fn reports(&mut self, now: Now, input: report::Input, fx: &mut dyn Effects) {
+        let mut outbox = Outbox::new();
+        self.reports.handle(now, input, &mut outbox);
+        self.do_reports(now, outbox, fx);
+    }
+
+    fn do_reports(&mut self, now: Now, mut outbox: Outbox<report::Output>, fx: &mut dyn Effects) {
+        while let Some(order) = outbox.pop() {
+            match order {
+                report::Output::Info(subject) => {
+                    let message = reports::info(subject, now, &self.own, self.config.as_ref(), &self.world);
+                    if let Some(message) = message {
+                        let (key, urgency) = reports::queue_key(subject);
+                        let payload = render::info(&message);
+                        self.queue(now, upload::Input::Enqueue { key, urgency, payload }, fx);
+                    }
+                }
+                report::Output::Metrics => {
+                    let Some(device) = self.device() else { return };
+                    let metrics = reports::metrics(now, &self.own, self.config.as_ref(), &self.world);
+                    self.send(Ask::Metrics { device, payload: render::metrics(&metrics) }, fx);
+                }
+            }
+        }
+    }
+
+    fn queue(&mut self, now: Now, input: upload::Input, fx: &mut dyn Effects) {
+        let mut outbox = Outbox::new();
+        self.queue.handle(now, input, &mut outbox);
+        self.do_queue(outbox, fx);
+    }
+
+    fn do_queue(&mut self, mut outbox: Outbox<upload::Output>, fx: &mut dyn Effects) {
+        while let Some(order) = outbox.pop() {
+            let result = match order {
+                upload::Output::Post { key, number, payload } => {
+                    let Some(device) = self.device() else { return };
+                    self.send(Ask::Info { device, key, number, payload }, fx);
+                    Ok(())
+                }
+                upload::Output::Save { key, urgency, payload } => {
+                    self.disk.save_info(&SavedInfo { key, urgency, payload })
+                }
+                upload::Output::Erase { key } => self.disk.erase_info(&key),
+            };
+            if let Err(error) = result {
+                fx.log(LogSeverity::Warning, format!("queue of info messages on disk: {error}"));
+            }
+        }
+    }
+
+    fn logs(&mut self, now: Now, input: logs::Input, fx: &mut dyn Effects) {
+        let mut outbox = Outbox::new();
+        self.logs.handle(now, input, &mut outbox);
+        self.do_logs(outbox, fx);
+    }
+
+    fn do_logs(&mut self, mut outbox: Outbox<logs::Output>, fx: &mut dyn Effects) {
+        while let Some(order) = outbox.pop() {
+            match order {
+                logs::Output::Read => self.send(Ask::ReadLogs, fx),
+                logs::Output::Post { batch } => {
+                    let Some(device) = self.device() else { return };
+                    self.send(Ask::PostLogs { device, batch, version: self.version() }, fx);
+                }
+                logs::Output::Taken { batch } => self.send(Ask::TakenLogs { batch }, fx),
+            }
+        }
+    }
+
+    fn version(&self) -> String {
+        self.world.node.as_ref().map_or_else(|| env!("CARGO_PKG_VERSION").into(), |node| node.version.clone())
+    }
+
+    /// A lane has room for one request of each machine and more; should it be full or its thread gone, only a restart
+    /// helps.
+    fn send(&mut self, ask: Ask, fx: &mut dyn Effects) {
+        if let Err(ask) = fx.ask(ask) {
+            let text = format!("request {} could not be handed over", name(&ask));
+            self.observed.fault = Some(Fault::new(Reason::Internal, text.clone()));
+            fx.publish_observed(&self.observed);
+            fx.log(LogSeverity::Error, text);
+        }
+    }
+}
+
+fn name(ask: &Ask) -> &'static str {
+    match ask {
+        Ask::Certs => "certs",
+        Ask::Register { .. } => "register",
+        Ask::Uuid { .. } => "uuid",
+        Ask::Config { .. } => "config",
+        Ask::PublishCerts { .. } | Ask::Nonce { .. } | Ask::Quote { .. } => "attest",
+        Ask::Info { .. } => "info",
+        Ask::Metrics { .. } => "metrics",
+        Ask::ReadLogs | Ask::PostLogs { .. } | Ask::TakenLogs { .. } => "newlogs",
+    }
+}

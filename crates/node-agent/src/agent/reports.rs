@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Reports made of what the agent knows: one info message per object, and metrics. Pure.
+
+use std::collections::BTreeMap;
+
+use model::config::DeviceConfig;
+use model::id::{AppId, DeviceId, Digest};
+use model::observed::{LinkMetrics, PortObserved};
+use model::report::{
+    AppReport, AttestationState, BlobStatus, DataAtRest, DeviceState, DeviceStatus, DiskReport, Info,
+    InfoMessage, Metrics, MountStatus, NetworkReport, NodeMetrics, PortStatus, ProcessReport, SecurityModule,
+    SecurityStatus, SoftwareStatus, UplinkReport, VolumeReport,
+};
+use model::status::SwState;
+use model::time::{MonoMs, Now, WallTime};
+use node_core::attest::Phase;
+use node_core::report::Subject;
+use node_core::upload::Urgency;
+
+use super::world::World;
+
+/// `BootReason` of a start nobody explained.
+const BOOT_REASON_UNKNOWN: i32 = 12;
+/// The very first start on this disk.
+const BOOT_REASON_FIRST: i32 = 1;
+/// `MaintenanceModeReason` of a mode that was ordered.
+const MAINTENANCE_ORDERED: i32 = 1;
+/// Blobs in one report.
+const MAX_BLOBS: usize = 4096;
+
+/// What the agent knows besides the topics.
+#[derive(Clone, Debug, Default)]
+pub struct Own {
+    pub device: Option<DeviceId>,
+    pub phase: Option<Phase>,
+    pub requests: RequestCounts,
+    pub received_config: Option<WallTime>,
+}
+
+/// Requests to the controller so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RequestCounts {
+    pub succeeded: u64,
+    pub failed: u64,
+    pub refused: u64,
+    pub last_success: Option<WallTime>,
+    pub last_failure: Option<WallTime>,
+}
+
+/// Key and urgency of a subject's message in the queue.
+pub fn queue_key(subject: Subject) -> (String, Urgency) {
+    match subject {
+        Subject::Device => ("device".into(), Urgency::Rest),
+        Subject::App(id) => (format!("app/{id}"), Urgency::App),
+        Subject::NetworkInstance(id) => (format!("network/{id}"), Urgency::Rest),
+        Subject::Volume(key) => (format!("volume/{key}"), Urgency::Rest),
+        Subject::ContentTree(id) => (format!("content/{id}"), Urgency::Rest),
+        Subject::Blobs => ("blobs".into(), Urgency::Rest),
+    }
+}
+
+/// The message about a subject; `None` when it is no longer there.
+pub fn info(
+    subject: Subject,
+    now: Now,
+    own: &Own,
+    config: Option<&DeviceConfig>,
+    world: &World,
+) -> Option<InfoMessage> {
+    let info = match subject {
+        Subject::Device => Info::Device(Box::new(device(own, config, world))),
+        Subject::App(id) => Info::App(world.apps.get(&id.to_string())?.clone()),
+        Subject::NetworkInstance(id) => Info::NetworkInstance(world.networks.get(&id.to_string())?.clone()),
+        Subject::Volume(key) => Info::Volume(world.volumes.get(&key.to_string())?.clone()),
+        Subject::ContentTree(id) => Info::ContentTree(world.contents.get(&id.to_string())?.clone()),
+        Subject::Blobs => Info::Blobs(blobs(world)),
+    };
+    Some(InfoMessage { device: own.device, at: now.wall.time(), info })
+}
+
+/// The device as a whole.
+pub fn device(own: &Own, config: Option<&DeviceConfig>, world: &World) -> DeviceStatus {
+    let node = world.node.clone();
+    let applied = world.applied.as_ref();
+    let is_maintenance = applied.is_some_and(|applied| applied.is_maintenance);
+    let restart_counter = node.as_ref().map_or(0, |node| node.restart_counter);
+    let is_first = restart_counter <= 1;
+    let mut status = DeviceStatus {
+        name: config.map(|config| config.name.clone()).unwrap_or_default(),
+        state: if is_maintenance { DeviceState::Maintenance } else { DeviceState::Online },
+        storage_bytes: world.storage.values().map(|disk| disk.total_bytes).max().unwrap_or(0),
+        boot_reason: if is_first { BOOT_REASON_FIRST } else { BOOT_REASON_UNKNOWN },
+        boot_reason_text: if is_first { "first start on this disk" } else { "node software was started" }
+            .into(),
+        restart_counter,
+        reboot_counter: applied.map_or(0, |applied| applied.reboot_counter),
+        shutdown_counter: applied.map_or(0, |applied| applied.shutdown_counter),
+        ports: ports(config, world),
+        mounts: world
+            .storage
+            .values()
+            .map(|disk| MountStatus {
+                path: disk.path.clone(),
+                total_bytes: disk.total_bytes,
+                is_storage: true,
+            })
+            .collect(),
+        items: applied.map(|applied| applied.items.clone()).unwrap_or_default(),
+        apps: world.apps.values().map(|app| (app.app, app.name.clone())).collect(),
+        security: security(world),
+        attestation: own.phase.map_or(AttestationState::Unknown, attestation),
+        maintenance: if is_maintenance { vec![MAINTENANCE_ORDERED] } else { Vec::new() },
+        ..DeviceStatus::default()
+    };
+    if let Some(node) = node {
+        status.software = vec![SoftwareStatus {
+            partition: "IMGA".into(),
+            partition_state: "active".into(),
+            version: node.version,
+            is_running: true,
+        }];
+        status.hostname = node.hostname;
+        status.architecture = node.architecture;
+        status.manufacturer = node.manufacturer;
+        status.product = node.product;
+        status.serial = node.serial;
+        status.cpus = node.cpus;
+        status.memory_bytes = node.memory_bytes;
+        status.booted_at = node.booted_at;
+    }
+    status
+}
+
+fn attestation(phase: Phase) -> AttestationState {
+    match phase {
+        Phase::Off => AttestationState::Unknown,
+        Phase::NonceWait => AttestationState::NonceWait,
+        Phase::QuoteWait => AttestationState::QuoteWait,
+        Phase::AttestWait => AttestationState::AttestWait,
+        Phase::RestartWait => AttestationState::RestartWait,
+        Phase::Complete => AttestationState::Complete,
+    }
+}
+
+fn security(world: &World) -> SecurityStatus {
+    let module = match &world.vault {
+        None => SecurityModule::Unknown,
+        Some(vault) if vault.has_tpm => SecurityModule::Enabled,
+        Some(_) => SecurityModule::NotFound,
+    };
+    SecurityStatus {
+        module,
+        data_at_rest: DataAtRest::Disabled,
+        data_at_rest_text: "persist is not encrypted by this node".into(),
+    }
+}
+
+/// Ports under the labels of the config; those it does not name under their own names.
+fn ports(config: Option<&DeviceConfig>, world: &World) -> Vec<PortStatus> {
+    let port = |observed: &PortObserved| {
+        let io = config.and_then(|config| {
+            config.physical_ios.iter().find(|io| io.interface.as_deref() == Some(&observed.name))
+        });
+        let label = io.map_or(&observed.name, |io| &io.logical_label);
+        let adapter = config.and_then(|config| {
+            let is_on = |adapter: &&model::config::SystemAdapter| {
+                let lower = if adapter.lower_layer.is_empty() { &adapter.name } else { &adapter.lower_layer };
+                lower == label
+            };
+            config.system_adapters.iter().find(is_on)
+        });
+        let is_named = config.is_some_and(|config| !config.system_adapters.is_empty());
+        PortStatus {
+            label: adapter.map_or(label, |adapter| &adapter.name).clone(),
+            // Without a word of the config every port with a gateway is used.
+            is_uplink: adapter
+                .map_or(!is_named && !observed.gateways.is_empty(), |adapter| adapter.is_uplink),
+            cost: adapter.map_or(0, |adapter| adapter.cost),
+            observed: observed.clone(),
+            fault: None,
+        }
+    };
+    world.ports.values().map(port).collect()
+}
+
+fn blobs(world: &World) -> Vec<BlobStatus> {
+    let mut all: BTreeMap<Digest, BlobStatus> = BTreeMap::new();
+    for tree in world.contents.values() {
+        for digest in &tree.blobs {
+            let blob = all.entry(*digest).or_insert(BlobStatus {
+                digest: *digest,
+                state: tree.state,
+                size_bytes: 0,
+                users: 0,
+                progress_percent: tree.progress_percent,
+            });
+            blob.users += 1;
+            // A blob that any tree has loaded is there.
+            blob.state = blob.state.max(tree.state).min(SwState::Loaded);
+            blob.progress_percent = blob.progress_percent.max(tree.progress_percent);
+        }
+    }
+    for blob in &world.blobs {
+        if let Some(status) = all.get_mut(&blob.digest) {
+            status.size_bytes = blob.size_bytes;
+        }
+    }
+    all.into_values().take(MAX_BLOBS).collect()
+}
+
+/// Counters of this moment.
+pub fn metrics(now: Now, own: &Own, config: Option<&DeviceConfig>, world: &World) -> Metrics {
+    let links_of = |app: AppId| -> Vec<LinkMetrics> {
+        world.links.values().filter(|link| link.app == Some(app)).cloned().collect()
+    };
+    let node = world.node.as_ref();
+    let services_used_bytes: u64 = world.services.values().map(|service| service.memory_bytes).sum();
+    let apps_used_bytes: u64 = world.app_metrics.values().map(|app| app.memory_used_bytes).sum();
+    let at = now.wall.time();
+    let uplinks = ports(config, world);
+    let uplink = uplinks.iter().find(|port| port.is_uplink).map_or("", |port| &port.label).to_owned();
+    Metrics {
+        device: own.device,
+        at,
+        node: NodeMetrics {
+            cpu_ns: world.services.values().map(|service| service.cpu_ns).sum::<u64>()
+                + world.app_metrics.values().map(|app| app.cpu_ns).sum::<u64>(),
+            booted_at: node.and_then(|node| node.booted_at),
+            memory_total_bytes: node.map_or(0, |node| node.memory_bytes),
+            memory_used_bytes: services_used_bytes + apps_used_bytes,
+            services_used_bytes,
+            apps_allotted_bytes: world.app_metrics.values().map(|app| app.memory_limit_bytes).sum(),
+            links: world.links.values().filter(|link| link.app.is_none()).cloned().collect(),
+            disks: world
+                .storage
+                .values()
+                .map(|disk| DiskReport {
+                    path: disk.path.clone(),
+                    total_bytes: disk.total_bytes,
+                    used_bytes: disk.used_bytes,
+                })
+                .collect(),
+            uplinks: vec![UplinkReport {
+                port: uplink,
+                succeeded: own.requests.succeeded,
+                failed: own.requests.failed,
+                last_success: own.requests.last_success,
+                last_failure: own.requests.last_failure,
+                refused: own.requests.refused,
+            }],
+            received_config: own.received_config,
+            processed_config: world.applied.as_ref().and_then(|applied| applied.timestamp),
+        },
+        apps: world
+            .app_metrics
+            .values()
+            .map(|metrics| {
+                let status = world.apps.get(&metrics.app.to_string());
+                AppReport {
+                    name: status.map(|status| status.name.clone()).unwrap_or_default(),
+                    version: status.map(|status| status.version.clone()).unwrap_or_default(),
+                    started_at: status.and_then(|status| status.started_at),
+                    metrics: metrics.clone(),
+                    links: links_of(metrics.app),
+                }
+            })
+            .collect(),
+        networks: world
+            .networks
+            .values()
+            .map(|network| NetworkReport {
+                id: network.id,
+                version: network.version.clone(),
+                name: network.name.clone(),
+                is_active: network.is_active,
+                links: world.links.values().filter(|link| link.name == network.bridge).cloned().collect(),
+            })
+            .collect(),
+        volumes: world
+            .volumes
+            .values()
+            .map(|volume| VolumeReport {
+                id: volume.key.id,
+                name: volume.name.clone(),
+                total_bytes: 0,
+                used_bytes: volume.used_bytes,
+            })
+            .collect(),
+        processes: world
+            .services
+            .values()
+            .filter_map(|service| {
+                Some(ProcessReport {
+                    pid: service.pid?,
+                    name: service.name.clone(),
+                    started_at: wall_of(now, service.started),
+                    memory_bytes: service.memory_bytes,
+                    cpu_ns: service.cpu_ns,
+                })
+            })
+            .collect(),
+    }
+}
+
+/// Wall time of an earlier moment.
+fn wall_of(now: Now, moment: MonoMs) -> Option<WallTime> {
+    let ago_s = i64::try_from(now.mono.since_ms(moment) / 1_000).ok()?;
+    now.wall.time().map(|at| WallTime { seconds: at.seconds - ago_s, nanos: at.nanos })
+}
