@@ -64,6 +64,19 @@ pub enum Step {
 }
 
 impl Step {
+    /// The link that changes.
+    pub fn link(&self) -> &str {
+        match self {
+            Step::Delete { link }
+            | Step::AddBridge { link, .. }
+            | Step::AddAddress { link, .. }
+            | Step::RemoveAddress { link, .. }
+            | Step::SetMac { link, .. }
+            | Step::Join { link, .. }
+            | Step::SetUp { link } => link,
+        }
+    }
+
     /// Taking away comes before the rules change, everything else after: no link is ever there without its rules.
     pub fn is_removal(&self) -> bool {
         matches!(self, Step::Delete { .. })

@@ -52,6 +52,10 @@ pub struct Intent {
     /// Node's ends, by Linux name. Made when the app attaches, taken away when they are not here.
     pub vifs: BTreeMap<String, Vif>,
     pub ruleset: Ruleset,
+    /// Switches of the network stack, path below its root to value: those to be set before any link is made.
+    pub switches: BTreeMap<String, String>,
+    /// Those of links, set once they are made.
+    pub link_switches: BTreeMap<String, String>,
     /// By bridge.
     pub zones: BTreeMap<String, names::Zone>,
     pub networks: BTreeMap<NetworkInstanceId, Standing>,
@@ -89,6 +93,22 @@ pub struct Standing {
     /// Uplink in use, for networks.
     pub uplink: Option<String>,
     pub fault: Option<Fault>,
+}
+
+/// Routing on. No advice to apps to go directly to a neighbour: they could not. And no second judgement of frames on
+/// bridges by the rules for packets.
+const SWITCHES: &[(&str, &str)] = &[
+    ("ipv4/ip_forward", "1"),
+    ("ipv4/conf/all/send_redirects", "0"),
+    ("bridge/bridge-nf-call-iptables", "0"),
+    ("bridge/bridge-nf-call-ip6tables", "0"),
+    ("bridge/bridge-nf-call-arptables", "0"),
+];
+const LINK_SWITCHES: &[(&str, &str, &str)] =
+    &[("ipv4", "send_redirects", "0"), ("ipv6", "disable_ipv6", "1")];
+
+fn switches<'a>(all: impl Iterator<Item = (String, &'a str)>) -> BTreeMap<String, String> {
+    all.map(|(path, value)| (path, value.to_string())).collect()
 }
 
 /// Linux name of a network's bridge.
@@ -186,6 +206,16 @@ pub fn intent(networks: &[NetworkDesired], apps: &[VifsDesired], ports: &[PortOb
 
     let port_names: BTreeSet<String> = ports.iter().map(|port| port.name.clone()).collect();
     intent.ruleset = firewall::ruleset(&standing, &placed, &port_names);
+    if !standing.is_empty() {
+        intent.switches = switches(SWITCHES.iter().map(|(path, value)| (path.to_string(), *value)));
+    }
+    for bridge in intent.bridges.keys() {
+        intent.link_switches.extend(switches(
+            LINK_SWITCHES
+                .iter()
+                .map(|(family, switch, value)| (format!("{family}/conf/{bridge}/{switch}"), *value)),
+        ));
+    }
     intent.zones = names::zones(&standing, &apps, &placed, ports);
     intent
 }

@@ -318,7 +318,7 @@ fn seen(kind: LinkKind, bridge: Option<&str>) -> LinkSeen {
 #[test]
 fn links_go_ports_first_and_foreign_ones_stay() {
     let net = network(1, "10.1.0.0/24", &["eth0"]);
-    let all = intent(&[net.clone()], &[app(1, "web", &net, 2, vec![])], &[eth0()]);
+    let all = intent(core::slice::from_ref(&net), &[app(1, "web", &net, 2, vec![])], &[eth0()]);
     let foreign = LinkSeen { is_ours: false, ..seen(LinkKind::Bridge, None) };
     let loose = LinkSeen { is_isolated: false, is_up: false, ..seen(LinkKind::Veth, None) };
     let now = BTreeMap::from([

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The one place that changes the kernel: looks, performs the steps of an intent, puts apps on their networks.
+//!
+//! Order of one round: links that go, switches, rules, links that come. So no link is ever there without its rules.
+//! A round on a kernel that is right changes nothing.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use model::id::AppId;
+use model::net::Prefix4;
+use model::observed::{LinkMetrics, PortObserved};
+use model::reason::{Fault, Reason};
+use node_core::net::links::{LinkKind, LinkSeen, Step, steps};
+use node_core::net::{Intent, Vif, drop_counter};
+
+use crate::netlink::{NetlinkError, Socket};
+use crate::nft;
+use crate::route::{self, Link, NewVeth};
+
+/// Name servers of one port that are reported and asked.
+const MAX_PORT_DNS: usize = 4;
+/// Bytes of a resolv.conf that are read.
+const MAX_RESOLV_CONF: usize = 64 * 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    #[error("listing links")]
+    Look(#[source] NetlinkError),
+    #[error("replacing the rules")]
+    Rules(#[source] NetlinkError),
+    #[error("switch {path}")]
+    Switch { path: String, source: std::io::Error },
+}
+
+/// What one round did.
+#[derive(Debug, Default)]
+pub struct Round {
+    /// In words, for the log; empty: all was well.
+    pub changes: Vec<String>,
+    /// Links that could not be made as intended.
+    pub faults: BTreeMap<String, Fault>,
+}
+
+/// Where facts about ports come from besides the kernel.
+#[derive(Clone, Debug, Default)]
+pub struct PortSource {
+    /// Names of the uplinks; empty: every Ethernet link that is not ours and no port of another.
+    pub names: Vec<String>,
+    /// Name servers by setting; empty: those of `resolv_conf`.
+    pub dns: Vec<Ipv4Addr>,
+    pub resolv_conf: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+pub struct Kernel {
+    route: Socket,
+    netfilter: Socket,
+    /// `/proc/sys/net` of the node's network namespace.
+    switches: PathBuf,
+}
+
+impl Kernel {
+    pub fn open(switches: &Path) -> Result<Kernel, NetlinkError> {
+        Ok(Kernel {
+            route: Socket::route()?,
+            netfilter: Socket::netfilter()?,
+            switches: switches.to_path_buf(),
+        })
+    }
+
+    pub(crate) fn links(&mut self) -> Result<BTreeMap<String, Link>, KernelError> {
+        route::links(&mut self.route).map_err(KernelError::Look)
+    }
+
+    /// Goes one round towards the intent.
+    pub fn apply(&mut self, intent: &Intent) -> Result<Round, KernelError> {
+        let seen: BTreeMap<String, LinkSeen> =
+            self.links()?.into_iter().map(|(name, link)| (name, link.seen)).collect();
+        let steps = steps(intent, &seen);
+        let mut round = Round::default();
+        for step in steps.iter().filter(|step| step.is_removal()) {
+            self.perform(step, &mut round);
+        }
+        self.switch(&intent.switches, &mut round)?;
+        if nft::apply(&mut self.netfilter, &intent.ruleset).map_err(KernelError::Rules)? {
+            round.changes.push("rules replaced".to_string());
+        }
+        for step in steps.iter().filter(|step| !step.is_removal()) {
+            self.perform(step, &mut round);
+        }
+        self.switch(&intent.link_switches, &mut round)?;
+        Ok(round)
+    }
+
+    /// Gives an app's network namespace all its interfaces. `inside` is a socket of routes opened in there. May be
+    /// asked again for the same namespace.
+    pub fn attach(
+        &mut self,
+        intent: &Intent,
+        app: AppId,
+        namespace: BorrowedFd<'_>,
+        inside: OwnedFd,
+    ) -> Result<(), Fault> {
+        let mut inside = Socket::from_untrusted(inside)
+            .map_err(|error| Fault::new(Reason::Internal, format!("socket of app {app}: {error}")))?;
+        let vifs: Vec<(&String, &Vif)> = intent.vifs.iter().filter(|(_, vif)| vif.app == app).collect();
+        route::set_up(&mut inside, "lo").map_err(|error| failed("lo", &error))?;
+        for (link, vif) in vifs {
+            self.attach_one(link, vif, namespace, &mut inside).map_err(|error| failed(link, &error))?;
+        }
+        Ok(())
+    }
+
+    fn attach_one(
+        &mut self,
+        link: &str,
+        vif: &Vif,
+        namespace: BorrowedFd<'_>,
+        inside: &mut Socket,
+    ) -> Result<(), NetlinkError> {
+        let outer = route::links(&mut self.route)?.remove(link);
+        let inner = route::links(inside)?.remove(&vif.inner_name);
+        let is_pair_here = outer.as_ref().is_some_and(|outer| outer.seen.is_ours)
+            && inner
+                .is_some_and(|inner| inner.seen.kind == LinkKind::Veth && inner.seen.mac == Some(vif.mac));
+        if !is_pair_here {
+            // The other end lies in the namespace of an earlier instance.
+            if outer.is_some_and(|outer| outer.seen.is_ours) {
+                route::perform(&mut self.route, &Step::Delete { link: link.to_string() })?;
+            }
+            let new = NewVeth { link, inner_name: &vif.inner_name, inner_mac: vif.mac, namespace };
+            route::add_veth(&mut self.route, &new)?;
+        }
+        let join = Step::Join { link: link.to_string(), bridge: vif.bridge.clone() };
+        route::perform(&mut self.route, &join)?;
+        route::set_up(&mut self.route, link)?;
+
+        let index = route::links(inside)?
+            .get(&vif.inner_name)
+            .map(|inner| inner.index)
+            .ok_or(NetlinkError::Malformed)?;
+        let single = |address| Prefix4 { address, length: 32 };
+        route::add_address(inside, index, single(vif.address))?;
+        route::set_up(inside, &vif.inner_name)?;
+        route::add_route(inside, index, single(vif.gateway), None)?;
+        route::add_route(inside, index, vif.subnet, Some(vif.gateway))?;
+        if vif.index == 0 {
+            let everything = Prefix4 { address: Ipv4Addr::UNSPECIFIED, length: 0 };
+            route::add_route(inside, index, everything, Some(vif.gateway))?;
+        }
+        Ok(())
+    }
+
+    /// Counters of ports and of apps' interfaces.
+    pub fn metrics(
+        &mut self,
+        intent: &Intent,
+        ports: &[PortObserved],
+    ) -> Result<Vec<LinkMetrics>, KernelError> {
+        let links = self.links()?;
+        let drops = nft::counters(&mut self.netfilter).unwrap_or_default();
+        let names = ports.iter().map(|port| (&port.name, None));
+        let names = names.chain(intent.vifs.iter().map(|(name, vif)| (name, Some(vif.app))));
+        let metrics = names.filter_map(|(name, app)| {
+            let stats = links.get(name)?.stats;
+            Some(LinkMetrics {
+                name: name.clone(),
+                app,
+                rx_bytes: stats.rx_bytes,
+                tx_bytes: stats.tx_bytes,
+                rx_packets: stats.rx_packets,
+                tx_packets: stats.tx_packets,
+                rx_drops: stats.rx_dropped,
+                tx_drops: stats.tx_dropped,
+                rx_errors: stats.rx_errors,
+                tx_errors: stats.tx_errors,
+                acl_drops: drops.get(&drop_counter(name)).copied().unwrap_or_default(),
+            })
+        });
+        Ok(metrics.collect())
+    }
+
+    fn perform(&mut self, step: &Step, round: &mut Round) {
+        match route::perform(&mut self.route, step) {
+            Ok(()) => round.changes.push(format!("{step:?}")),
+            Err(error) => {
+                let link = step.link().to_string();
+                let fault = failed(&link, &error);
+                round.faults.entry(link).or_insert(fault);
+            }
+        }
+    }
+
+    /// A switch this kernel does not have needs no turning.
+    fn switch(&self, switches: &BTreeMap<String, String>, round: &mut Round) -> Result<(), KernelError> {
+        for (path, value) in switches {
+            let file = self.switches.join(path);
+            match fs::read_to_string(&file) {
+                Ok(now) if now.trim() == value => {}
+                Ok(_) => {
+                    fs::write(&file, value)
+                        .map_err(|source| KernelError::Switch { path: path.clone(), source })?;
+                    round.changes.push(format!("{path} = {value}"));
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(source) => return Err(KernelError::Switch { path: path.clone(), source }),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The node's ports among all links.
+pub(crate) fn ports(links: &BTreeMap<String, Link>, source: &PortSource) -> Vec<PortObserved> {
+    let is_port = |name: &String, link: &Link| {
+        if source.names.is_empty() {
+            link.is_ethernet && !link.seen.is_ours && !link.has_master && link.seen.kind != LinkKind::Bridge
+        } else {
+            source.names.contains(name)
+        }
+    };
+    let dns = name_servers(source);
+    let ports: Vec<(&String, &Link)> = links.iter().filter(|(name, link)| is_port(name, link)).collect();
+    let has_any_gateway = ports.iter().any(|(_, link)| !link.gateways.is_empty());
+    ports
+        .into_iter()
+        .map(|(name, link)| PortObserved {
+            name: name.clone(),
+            mac: link.seen.mac,
+            is_up: link.is_running,
+            mtu: link.mtu,
+            addresses: link.seen.addresses.clone(),
+            gateways: link.gateways.clone(),
+            // They are the box's; they are reached where the way out is.
+            dns: if link.gateways.is_empty() && has_any_gateway { Vec::new() } else { dns.clone() },
+        })
+        .collect()
+}
+
+fn name_servers(source: &PortSource) -> Vec<Ipv4Addr> {
+    let mut servers = source.dns.clone();
+    if servers.is_empty()
+        && let Some(path) = &source.resolv_conf
+        && let Ok(untrusted_text) = fs::read(path)
+    {
+        let text = String::from_utf8_lossy(&untrusted_text[..untrusted_text.len().min(MAX_RESOLV_CONF)]);
+        servers = text
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse::<Ipv4Addr>().ok())
+            // One on the loopback of another namespace is not there for us.
+            .filter(|server| !server.is_loopback() && !server.is_unspecified())
+            .collect();
+    }
+    servers.truncate(MAX_PORT_DNS);
+    servers
+}
+
+fn failed(link: &str, error: &NetlinkError) -> Fault {
+    let cause = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
+    Fault::new(Reason::NetworkFailed, format!("{link}: {error}{cause}"))
+}

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The process around [`Net`]: topics in, topics out, shims that attach, counters every few seconds.
+//!
+//! ```text
+//! topics, link events, retry ─ look ─ publish ports ─ all inputs synced? ─ apply ─ publish what stands ─ waiting shims
+//! ```
+//! Before both topics are synced nothing is changed: absent is not deleted. A shim that asks too early waits for its
+//! answer. A round is taken at every event; on a kernel that is right it changes nothing and costs a few listings.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipc::calls::{self, NetRequest};
+use ipc::topics::{self, Topic};
+use model::id::AppId;
+use model::observed::PortObserved;
+use model::reason::{Fault, Reason};
+use model::time::MonoMs;
+use rustix::net::RecvFlags;
+use service::{Event, IncomingCall, Service, log};
+
+use crate::kernel::PortSource;
+use crate::net::{Net, OpenError, Report, chain};
+use crate::netlink::{NetlinkError, Socket};
+use crate::route;
+
+const METRICS_EVERY: Duration = Duration::from_secs(10);
+/// After a round that left faults.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// A shim waits so long for the order of its app.
+const ATTACH_PATIENCE: Duration = Duration::from_secs(10);
+/// Shims that wait at once.
+const MAX_WAITING: usize = 64;
+const SWITCHES: &str = "/proc/sys/net";
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// Settings of init: comma-separated Linux names of the uplinks, and addresses of name servers.
+const SETTING_UPLINKS: &str = "uplinks";
+const SETTING_DNS: &str = "dns";
+const LINK_EVENTS: u64 = 1;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("listening for changes of links")]
+    Listen(#[from] NetlinkError),
+}
+
+/// Runs until init asks to end. What was made stays: apps go on while this process restarts.
+pub fn run(mut service: Service) -> Result<(), ProcessError> {
+    let net = Net::open(SWITCHES.as_ref(), port_source(&service))?;
+    let events = Socket::listen(route::CHANGES)?.into_fd();
+    let for_poll = rustix::io::fcntl_dupfd_cloexec(&events, 0)
+        .map_err(|errno| ProcessError::Listen(NetlinkError::Socket(errno)))?;
+    service.watch(LINK_EVENTS, for_poll);
+    service.subscribe::<topics::NetworkDesired>();
+    service.subscribe::<topics::VifsDesired>();
+    let now = service.now().mono;
+    let mut process = Process {
+        service,
+        net,
+        events,
+        waiting: Vec::new(),
+        published: Published::default(),
+        metrics_at: now,
+        retry_at: Some(now),
+    };
+    process.serve();
+    Ok(())
+}
+
+fn port_source(service: &Service) -> PortSource {
+    let list = |key: &str| {
+        let text = service.settings().get(key).cloned().unwrap_or_default();
+        text.split(',').map(|word| word.trim().to_string()).filter(|word| !word.is_empty()).collect()
+    };
+    let names: Vec<String> = list(SETTING_UPLINKS);
+    let dns: Vec<String> = list(SETTING_DNS);
+    PortSource {
+        names,
+        dns: dns.iter().filter_map(|word| word.parse().ok()).collect(),
+        resolv_conf: Some(PathBuf::from(RESOLV_CONF)),
+    }
+}
+
+struct Process {
+    service: Service,
+    net: Net,
+    events: OwnedFd,
+    waiting: Vec<Waiting>,
+    published: Published,
+    metrics_at: MonoMs,
+    /// When to go another round without being told.
+    retry_at: Option<MonoMs>,
+}
+
+/// A shim that asked before its app was ordered.
+struct Waiting {
+    app: AppId,
+    call: IncomingCall,
+    until: MonoMs,
+}
+
+/// Keys that stand on topics of ours.
+#[derive(Default)]
+struct Published {
+    ports: BTreeSet<String>,
+    networks: BTreeSet<String>,
+    vifs: BTreeSet<String>,
+    metrics: BTreeSet<String>,
+}
+
+impl Process {
+    fn serve(&mut self) {
+        loop {
+            let waits = self.waiting.iter().map(|one| one.until);
+            let deadline = waits.chain(self.retry_at).chain([self.metrics_at]).min();
+            match self.service.next(deadline) {
+                Event::Topics(_) => self.round(),
+                Event::Readable(_) => {
+                    self.drain();
+                    self.round();
+                }
+                Event::Call(call) => self.asked(call),
+                Event::Deadline => self.due(),
+                Event::Channel(_) | Event::Worker(()) => {}
+                Event::Stop => return,
+            }
+        }
+    }
+
+    fn due(&mut self) {
+        let now = self.service.now().mono;
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.round();
+        }
+        if self.metrics_at <= now {
+            self.metrics_at = now.plus_ms(ms(METRICS_EVERY));
+            self.metrics();
+        }
+        let (over, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|one| one.until <= now);
+        self.waiting = waiting;
+        let over: Vec<Waiting> = over;
+        for one in over {
+            let text = format!("interfaces of app {} are not ordered", one.app);
+            answer(one.call, Err(Fault::new(Reason::ServiceUnavailable, text)));
+        }
+    }
+
+    /// Many events are one reason for one round. A lost one as well.
+    fn drain(&mut self) {
+        let mut buffer = [0_u8; 8];
+        while matches!(
+            rustix::net::recv(&self.events, &mut buffer, RecvFlags::DONTWAIT),
+            Ok(_) | Err(rustix::io::Errno::NOBUFS | rustix::io::Errno::INTR)
+        ) {}
+    }
+
+    fn round(&mut self) {
+        self.retry_at = None;
+        let retry_at = self.service.now().mono.plus_ms(ms(RETRY_AFTER));
+        match self.net.look() {
+            Ok(ports) => {
+                let ports = ports.to_vec();
+                self.publish_ports(&ports);
+            }
+            Err(error) => {
+                log::error(format_args!("{}", chain(&error)));
+                self.retry_at = Some(retry_at);
+                return;
+            }
+        }
+        if !self.service.is_synced::<topics::NetworkDesired>()
+            || !self.service.is_synced::<topics::VifsDesired>()
+        {
+            return;
+        }
+        let networks: Vec<_> = self.service.all::<topics::NetworkDesired>().into_values().collect();
+        let apps: Vec<_> = self.service.all::<topics::VifsDesired>().into_values().collect();
+        let report = self.net.apply(&networks, &apps);
+        for change in &report.changes {
+            log::info(format_args!("{change}"));
+        }
+        if report.has_faults() {
+            self.retry_at = Some(retry_at);
+        }
+        self.publish_report(&report);
+        let (known, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|one| self.net.knows(one.app));
+        self.waiting = waiting;
+        for one in known {
+            self.attach(one.app, one.call);
+        }
+    }
+
+    fn asked(&mut self, call: IncomingCall) {
+        let app = match call.decode::<calls::Net>() {
+            Ok(NetRequest::Attach { app }) => app,
+            Err(error) => {
+                log::warn(format_args!("question of {} cannot be read: {error}", call.from()));
+                return;
+            }
+        };
+        if call.key() != app.to_string() {
+            let text = format!("{} {} asks for the interfaces of app {app}", call.from(), call.key());
+            log::error(format_args!("{text}"));
+            answer(call, Err(Fault::new(Reason::Internal, text)));
+        } else if self.net.knows(app) {
+            self.attach(app, call);
+        } else if self.waiting.len() < MAX_WAITING {
+            let until = self.service.now().mono.plus_ms(ms(ATTACH_PATIENCE));
+            self.waiting.push(Waiting { app, call, until });
+        } else {
+            let text = "too many apps wait for their interfaces";
+            answer(call, Err(Fault::new(Reason::ServiceUnavailable, text)));
+        }
+    }
+
+    fn attach(&mut self, app: AppId, mut call: IncomingCall) {
+        let result = match <[OwnedFd; 2]>::try_from(call.take_fds()) {
+            Ok([namespace, inside]) => self.net.attach(app, namespace.as_fd(), inside),
+            Err(fds) => {
+                let text = format!("app {app} brought {} file descriptors instead of 2", fds.len());
+                Err(Fault::new(Reason::Internal, text))
+            }
+        };
+        match &result {
+            Ok(_) => log::info(format_args!("app {app} is on its networks")),
+            Err(fault) => log::error(format_args!("app {app} is not on its networks: {fault}")),
+        }
+        answer(call, result);
+    }
+
+    fn publish_ports(&mut self, ports: &[PortObserved]) {
+        let keys = ports.iter().map(|port| port.name.clone()).collect();
+        for port in ports {
+            self.service.publish::<topics::PortObserved>(&port.name, port);
+        }
+        replace::<topics::PortObserved>(&mut self.service, &mut self.published.ports, keys);
+    }
+
+    fn publish_report(&mut self, report: &Report) {
+        for (id, network) in &report.networks {
+            self.service.publish::<topics::NetworkObserved>(&id.to_string(), network);
+        }
+        for (id, app) in &report.apps {
+            self.service.publish::<topics::VifsObserved>(&id.to_string(), app);
+        }
+        let keys = report.networks.keys().map(ToString::to_string).collect();
+        replace::<topics::NetworkObserved>(&mut self.service, &mut self.published.networks, keys);
+        let keys = report.apps.keys().map(ToString::to_string).collect();
+        replace::<topics::VifsObserved>(&mut self.service, &mut self.published.vifs, keys);
+    }
+
+    fn metrics(&mut self) {
+        match self.net.metrics() {
+            Ok(metrics) => {
+                for link in &metrics {
+                    self.service.publish::<topics::LinkMetrics>(&link.name, link);
+                }
+                let keys = metrics.into_iter().map(|link| link.name).collect();
+                replace::<topics::LinkMetrics>(&mut self.service, &mut self.published.metrics, keys);
+            }
+            Err(error) => log::error(format_args!("{}", chain(&error))),
+        }
+    }
+}
+
+/// Takes away keys that no longer stand and says that the others are all.
+fn replace<T: Topic>(service: &mut Service, old: &mut BTreeSet<String>, new: BTreeSet<String>) {
+    for key in old.difference(&new) {
+        service.remove::<T>(key);
+    }
+    service.synced::<T>();
+    *old = new;
+}
+
+fn answer(call: IncomingCall, result: Result<calls::NetReply, Fault>) {
+    if let Err(error) = call.reply::<calls::Net>(&result, &[]) {
+        log::warn(format_args!("a shim does not take its answer: {error}"));
+    }
+}
+
+fn ms(duration: Duration) -> u64 {
+    duration.as_millis().try_into().unwrap_or(u64::MAX)
+}

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the kernel got from our encoder, judged by nft: its listing of our batch must equal its listing of our text.
+#![allow(clippy::unwrap_used)]
+
+mod world;
+
+use world::{Namespace, allow, app, app_rule, intent_of, network, nft};
+
+#[test]
+#[ignore = "needs root"]
+fn nft_lists_what_we_sent_as_it_lists_what_we_wrote() {
+    let net = network(1, "10.1.0.0/24", &["eth0", "eth1"]);
+    let other = network(2, "10.2.0.0/16", &[]);
+    let apps = [
+        app(1, "web", &net, 2, vec![app_rule("map tcp 8080 80"), allow()]),
+        app(
+            2,
+            "db",
+            &net,
+            3,
+            vec![
+                app_rule("drop tcp 198.51.100.0/22 443"),
+                app_rule("allow any example.org 1000-2000"),
+                app_rule("limit udp 198.51.100.7/32 123"),
+                app_rule("allow icmp 203.0.113.0/24"),
+                app_rule("map udp 5353 53 192.0.2.0/25"),
+            ],
+        ),
+        app(3, "alone", &other, 9, vec![allow()]),
+    ];
+    let intent = intent_of(&[net, other], &apps, &[("eth0", "192.0.2.10/24"), ("eth1", "192.0.2.129/25")]);
+    let text = intent.ruleset.to_string();
+
+    let by_text = Namespace::new("judge-text");
+    nft(&by_text, &["-f", "-"], &text);
+    let by_batch = Namespace::new("judge-batch");
+    by_batch.run(|| {
+        let mut kernel = node_net::kernel::Kernel::open("/proc/sys/net".as_ref()).unwrap();
+        let round = kernel.apply(&intent).unwrap();
+        assert!(round.changes.contains(&"rules replaced".to_string()), "{round:?}");
+        assert_eq!(round.faults, Default::default());
+        assert_eq!(kernel.apply(&intent).unwrap().changes, Vec::<String>::new());
+    });
+    let expected = nft(&by_text, &["list", "ruleset"], "");
+    let listed = nft(&by_batch, &["list", "ruleset"], "");
+    assert_eq!(without_fingerprint(&listed), without_fingerprint(&expected), "{listed}");
+}
+
+/// Chains in the order of their names, without the one that only holds a fingerprint.
+fn without_fingerprint(listing: &str) -> Vec<String> {
+    let mut blocks: Vec<String> = Vec::new();
+    let mut table = "";
+    for line in listing.lines().filter(|line| !line.is_empty() && *line != "}") {
+        if line.starts_with("table") {
+            table = line;
+        } else if line.starts_with("\tchain") || line.starts_with("\tset") || line.starts_with("\tcounter") {
+            blocks.push(format!("{table} {line}\n"));
+        } else {
+            let block = blocks.last_mut().unwrap();
+            block.push_str(line);
+            block.push('\n');
+        }
+    }
+    blocks.retain(|block| !block.contains("fingerprint-"));
+    blocks.sort();
+    blocks
+}
