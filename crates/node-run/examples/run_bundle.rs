@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Runs one program in a container of its own, without the rest of the node: for trying the executor and for measuring it.
 //!
-//!     run_bundle [--overlay DIR --layer DIR]... [--user USER] [--cwd DIR] [--env K=V]... [--times N] ROOTFS PROGRAM [ARG]...
+//!     run_bundle [--overlay DIR --layer DIR]... [--user USER] [--cwd DIR] [--env K=V]... [--cgroup DIR]... [--times N] ROOTFS PROGRAM [ARG]...
 //!
 //! Needs root. ROOTFS belongs to the host ids from 1,000,000 on (see `ipc::limits`). With `--overlay` the layers (lowest first)
-//! lie under DIR/upper and ROOTFS is only where they are mounted. `--times` prints the milliseconds of each start to standard error.
+//! lie under DIR/upper and ROOTFS is only where they are mounted. `--cgroup` is a directory of cgroup v2, or several of v1. `--times` prints the milliseconds of each start to standard error.
 
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -16,12 +17,13 @@ use node_run::container::{
     Cgroup, Container, IdRange, Late, Netns, RootFs, Running, Starting, seccomp::Filter,
 };
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
 
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failure> {
     let mut args = std::env::args().skip(1);
-    let (mut overlay, mut layers, mut env) = (None, Vec::new(), Vec::new());
+    let (mut overlay, mut layers, mut env, mut groups) = (None, Vec::new(), Vec::new(), Vec::new());
     let (mut user, mut working_dir, mut times) = (String::new(), String::new(), 1_u32);
     let is_measured = std::env::args().any(|arg| arg == "--times");
     let rootfs = loop {
@@ -30,6 +32,7 @@ fn main() -> Result<(), Failure> {
         match arg.as_str() {
             "--overlay" => overlay = Some(PathBuf::from(value()?)),
             "--layer" => layers.push(PathBuf::from(value()?)),
+            "--cgroup" => groups.push(OwnedFd::from(std::fs::File::open(value()?)?)),
             "--env" => env.push(value()?),
             "--user" => user = value()?,
             "--cwd" => working_dir = value()?,
@@ -40,6 +43,12 @@ fn main() -> Result<(), Failure> {
     let root = match overlay {
         Some(dir) => RootFs::Overlay { layers, upper: dir.join("upper"), work: dir.join("work"), at: rootfs },
         None => RootFs::Directory(rootfs),
+    };
+    let is_v2 = rustix::fs::open("/sys/fs/cgroup/cgroup.controllers", OFlags::PATH, Mode::empty()).is_ok();
+    let cgroup = match groups.pop() {
+        None => Cgroup::None,
+        Some(dir) if is_v2 => Cgroup::V2(dir),
+        Some(dir) => Cgroup::V1(groups.into_iter().chain([dir]).collect()),
     };
     let container = Container {
         hostname: "bundle".into(),
@@ -56,7 +65,7 @@ fn main() -> Result<(), Failure> {
         let filter = Filter::compile()?;
         let told = Instant::now();
         let _netns = Netns::enter_new()?;
-        let starting = Starting::begin(&container, &Cgroup::None, &filter)?;
+        let starting = Starting::begin(&container, &cgroup, &filter)?;
         let hosts = "127.0.0.1 localhost\n::1 localhost\n".to_owned();
         let running = starting.complete(&Late { hosts, ..Late::default() })?;
         if is_measured {

@@ -105,9 +105,13 @@ fn unshare(flags: UnshareFlags) -> Result<(), Errno> {
 
 /// The shim ignores or blocks some; an app starts with none ignored and none blocked.
 fn reset_signals() {
+    /// `struct sigaction` of the kernel with the default disposition; the C library's hides two signals it keeps.
+    const DEFAULT: [u64; 4] = [0; 4];
+    const SET_BYTES: usize = 8;
     for number in 1..=64 {
-        // SAFETY: the default disposition runs no code of ours. The few numbers that are refused need no reset.
-        unsafe { libc::signal(number, libc::SIG_DFL) };
+        let nothing = std::ptr::null_mut::<u64>();
+        // SAFETY: the default disposition runs no code of ours. The two signals that are refused need no reset.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, number, DEFAULT.as_ptr(), nothing, SET_BYTES) };
     }
     // SAFETY: all-zero bytes are a valid empty set, filled by sigemptyset all the same.
     unsafe {
