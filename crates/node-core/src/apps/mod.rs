@@ -29,7 +29,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
-use model::config::{AppInterface, DeviceConfig, Resources, UserData};
+use model::config::{AppInterface, DeviceConfig, ObjectRef, Resources, UserData};
 use model::desired::{AppDesired, ContentDesired, NetworkDesired, VifsDesired, VolumeDesired};
 use model::id::{AppId, ContentTreeId, NetworkInstanceId, VolumeKey};
 use model::observed::{
@@ -134,6 +134,7 @@ pub fn plan(config: &DeviceConfig, observed: &Observed, memory: &Memory, previou
         network::plan_networks(config, observed, &memory, &mut desired, &mut faults);
         content::plan_content(config, &mut desired, &mut faults);
         commit::plan_apps(config, observed, &mut memory, &mut desired, &mut faults);
+        hold_the_unreadable(config, previous, &mut desired);
         keep_the_leaving(observed, previous, &mut desired);
         content::plan_volumes(config, observed, &memory, previous, &mut desired);
         desired
@@ -164,7 +165,6 @@ struct Faults {
 
 impl Faults {
     fn from_config(config: &DeviceConfig) -> Faults {
-        use model::config::ObjectRef;
         let mut out = Faults::default();
         for entry in &config.faults {
             match &entry.object {
@@ -195,6 +195,7 @@ impl Faults {
 fn forget_the_gone(config: &DeviceConfig, observed: &Observed, memory: &mut Memory) {
     memory.apps.retain(|id, _| {
         config.apps.iter().any(|app| app.id == *id)
+            || is_unreadable(config, &ObjectRef::App(*id))
             || observed.apps.contains_key(id)
             || observed.vifs.contains_key(id)
     });
@@ -202,9 +203,11 @@ fn forget_the_gone(config: &DeviceConfig, observed: &Observed, memory: &mut Memo
         let alive = observed.apps.get(id).filter(|app| is_alive(app)).map(|app| app.instance);
         entry.retired.retain(|instance, _| alive == Some(*instance));
     }
-    memory
-        .networks
-        .retain(|id, _| config.network_instance(*id).is_some() || observed.networks.contains_key(id));
+    memory.networks.retain(|id, _| {
+        config.network_instance(*id).is_some()
+            || is_unreadable(config, &ObjectRef::NetworkInstance(*id))
+            || observed.networks.contains_key(id)
+    });
 }
 
 fn number_objects(config: &DeviceConfig, memory: &mut Memory) {
@@ -226,6 +229,35 @@ fn number_objects(config: &DeviceConfig, memory: &mut Memory) {
 fn lowest_free(taken: impl Iterator<Item = u16>) -> u16 {
     let taken: BTreeSet<u16> = taken.collect();
     (1..u16::MAX).find(|number| !taken.contains(number)).unwrap_or(u16::MAX)
+}
+
+/// An object of the config that could not be read is not deleted: it stays as it was.
+fn hold_the_unreadable(config: &DeviceConfig, previous: &Desired, desired: &mut Desired) {
+    fn hold<K: Ord + Copy, V: Clone>(key: K, from: &BTreeMap<K, V>, to: &mut BTreeMap<K, V>) {
+        if let (false, Some(old)) = (to.contains_key(&key), from.get(&key)) {
+            to.insert(key, old.clone());
+        }
+    }
+    for entry in &config.faults {
+        match &entry.object {
+            ObjectRef::App(id) => {
+                hold(*id, &previous.apps, &mut desired.apps);
+                hold(*id, &previous.vifs, &mut desired.vifs);
+            }
+            ObjectRef::ContentTree(id) => hold(*id, &previous.content, &mut desired.content),
+            ObjectRef::NetworkInstance(id) => hold(*id, &previous.networks, &mut desired.networks),
+            ObjectRef::Volume(key) => {
+                for old in previous.volumes.keys().filter(|old| old.id == key.id) {
+                    hold(*old, &previous.volumes, &mut desired.volumes);
+                }
+            }
+            ObjectRef::Device | ObjectRef::Datastore(_) | ObjectRef::Path(_) => {}
+        }
+    }
+}
+
+fn is_unreadable(config: &DeviceConfig, object: &ObjectRef) -> bool {
+    config.faults.iter().any(|entry| entry.object == *object)
 }
 
 /// An interface stays until its app is seen to be gone, a network until its interfaces are.

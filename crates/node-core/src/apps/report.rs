@@ -33,8 +33,13 @@ pub(super) fn report(world: &World<'_>, items: Vec<ConfigItemStatus>) -> Status 
         config.apps.iter().map(|app| (app.id, world.app(app))).collect();
     for (id, seen) in &world.observed.apps {
         // still leaving: its last report must not look as if it ran on
-        if is_alive(seen) && !apps.contains_key(id) {
+        if is_alive(seen) && !apps.contains_key(id) && !world.faults.apps.contains_key(id) {
             apps.insert(*id, world.leaving_app(*id));
+        }
+    }
+    for (id, faults) in &world.faults.apps {
+        if !apps.contains_key(id) {
+            apps.insert(*id, world.unreadable_app(*id, faults));
         }
     }
     Status {
@@ -170,6 +175,19 @@ impl World<'_> {
             restart_counter: 0,
             purge_counter: 0,
             started_at: None,
+        }
+    }
+
+    /// Not readable in the newest config: what runs, runs on.
+    fn unreadable_app(&self, id: AppId, faults: &[Fault]) -> AppStatus {
+        let seen = self.observed.apps.get(&id);
+        let runs = seen.is_some_and(|s| matches!(s.state, RunState::Running { .. }));
+        AppStatus {
+            state: if runs { SwState::Running } else { SwState::Failed },
+            is_activated: self.desired.apps.contains_key(&id),
+            faults: faults.to_vec(),
+            vifs: self.vifs(id, seen),
+            ..self.leaving_app(id)
         }
     }
 

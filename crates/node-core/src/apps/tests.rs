@@ -473,6 +473,24 @@ fn a_reference_to_something_missing_strikes_only_its_app() {
 }
 
 #[test]
+fn an_app_that_cannot_be_read_any_more_runs_on() {
+    let mut world = World::new();
+    world.settle(&config(&[app(1), app(2)]));
+    let before = world.desired.clone();
+    let mut broken = config(&[app(2)]);
+    let fault =
+        |object| ConfigFault { object, fault: model::reason::Fault::new(Reason::InvalidConfig, "apps[0]") };
+    broken.faults.push(fault(ObjectRef::App(AppId(uuid(6, 1)))));
+    broken.faults.push(fault(ObjectRef::Volume(app(1).volumes[0])));
+    broken.faults.push(fault(ObjectRef::ContentTree(ContentTreeId(uuid(4, 1)))));
+    world.settle(&broken);
+    assert_eq!(world.desired, before);
+    assert_eq!((world.state(1), world.reasons(1)), (SwState::Running, vec![Reason::InvalidConfig]));
+    world.settle(&config(&[app(2)]));
+    assert_eq!(world.desired.apps.len(), 1, "deleted once it is really absent");
+}
+
+#[test]
 fn what_was_committed_survives_a_restart_of_everything() {
     let mut world = World::new();
     let config = config(&[app(1), app(2)]);
