@@ -42,8 +42,9 @@ struct Published {
     is_synced: bool,
 }
 
+/// The client of the bus. [`crate::Service`] has one; init, which is no service, has its own.
 #[derive(Debug, Default)]
-pub(crate) struct Bus {
+pub struct Bus {
     channel: Option<Channel>,
     outbox: Outbox<Item>,
     views: BTreeMap<&'static str, View>,
@@ -51,7 +52,7 @@ pub(crate) struct Bus {
 }
 
 impl Bus {
-    pub(crate) fn install(&mut self, channel: Channel) {
+    pub fn install(&mut self, channel: Channel) {
         self.channel = Some(channel);
         self.outbox.clear();
         for (topic, view) in &mut self.views {
@@ -69,14 +70,14 @@ impl Bus {
         self.flush();
     }
 
-    pub(crate) fn subscribe(&mut self, topic: &'static str) {
+    pub fn subscribe(&mut self, topic: &'static str) {
         if !self.views.contains_key(topic) {
             self.views.insert(topic, View::default());
             self.queue(Item::Subscribe(topic));
         }
     }
 
-    pub(crate) fn publish(&mut self, topic: &'static str, key: &str, value: Vec<u8>) {
+    pub fn publish(&mut self, topic: &'static str, key: &str, value: Vec<u8>) {
         if value.len() + FRAME_HEAD_BYTES > MAX_VALUE_BYTES {
             log::error(format_args!("value {key:?} of {topic} is too large: {}", value.len()));
             return;
@@ -88,7 +89,7 @@ impl Bus {
         }
     }
 
-    pub(crate) fn remove(&mut self, topic: &'static str, key: &str) {
+    pub fn remove(&mut self, topic: &'static str, key: &str) {
         let published = self.published.entry(topic).or_default();
         // A key that this process never published may stand from an earlier epoch: say it all the same.
         if published.values.remove(key).is_some() || !published.is_synced {
@@ -96,7 +97,7 @@ impl Bus {
         }
     }
 
-    pub(crate) fn synced(&mut self, topic: &'static str) {
+    pub fn synced(&mut self, topic: &'static str) {
         let published = self.published.entry(topic).or_default();
         if !published.is_synced {
             published.is_synced = true;
@@ -104,23 +105,28 @@ impl Bus {
         }
     }
 
-    pub(crate) fn value(&self, topic: &str, key: &str) -> Option<&[u8]> {
+    /// This process has published the key.
+    pub fn has_published(&self, topic: &str, key: &str) -> bool {
+        self.published.get(topic).is_some_and(|published| published.values.contains_key(key))
+    }
+
+    pub fn value(&self, topic: &str, key: &str) -> Option<&[u8]> {
         self.views.get(topic)?.values.get(key).map(Vec::as_slice)
     }
 
-    pub(crate) fn values(&self, topic: &str) -> impl Iterator<Item = (&String, &Vec<u8>)> {
+    pub fn values(&self, topic: &str) -> impl Iterator<Item = (&String, &Vec<u8>)> {
         self.views.get(topic).into_iter().flat_map(|view| &view.values)
     }
 
-    pub(crate) fn is_synced(&self, topic: &str) -> bool {
+    pub fn is_synced(&self, topic: &str) -> bool {
         self.views.get(topic).is_some_and(|view| view.is_synced)
     }
 
-    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.channel.as_ref().map(AsFd::as_fd)
     }
 
-    pub(crate) fn is_waiting(&self) -> bool {
+    pub fn is_waiting(&self) -> bool {
         !self.outbox.is_empty()
     }
 
@@ -133,7 +139,7 @@ impl Bus {
     }
 
     /// Sends what waits, as far as it goes.
-    pub(crate) fn flush(&mut self) {
+    pub fn flush(&mut self) {
         while let (Some(channel), Some(item)) = (&self.channel, self.outbox.front()) {
             let frame = match item {
                 Item::Subscribe(topic) => BusFrame::Subscribe { topic },
@@ -158,7 +164,7 @@ impl Bus {
     }
 
     /// Takes what came; names of topics that changed go into `changed`.
-    pub(crate) fn take(&mut self, changed: &mut BTreeSet<&'static str>) {
+    pub fn take(&mut self, changed: &mut BTreeSet<&'static str>) {
         for _ in 0..TAKE_FRAMES {
             let Some(channel) = &self.channel else { return };
             match channel.try_recv_payload() {

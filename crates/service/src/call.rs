@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ipc::boot::CallFrame;
 use ipc::calls::Call;
-use ipc::frame::{Channel, FrameError, Payload};
+use ipc::frame::{Channel, FrameError};
 
 use crate::control::{Control, Line};
 
@@ -81,23 +81,23 @@ pub struct IncomingCall {
 }
 
 impl IncomingCall {
-    pub(crate) fn new(
+    /// The next question of a channel, if there is one.
+    pub fn receive(
         from: &str,
         key: &str,
         channel: &Arc<Channel>,
-        payload: &Payload,
-        fds: Vec<OwnedFd>,
-    ) -> Result<IncomingCall, FrameError> {
+    ) -> Result<Option<IncomingCall>, FrameError> {
+        let Some((payload, fds)) = channel.try_recv_payload()? else { return Ok(None) };
         let bytes = payload.bytes()?;
         let frame: CallFrame<'_> = postcard::from_bytes(&bytes)?;
-        Ok(IncomingCall {
+        Ok(Some(IncomingCall {
             from: from.to_string(),
             key: key.to_string(),
             id: frame.id,
             body: frame.body.into_owned(),
             fds,
             channel: channel.clone(),
-        })
+        }))
     }
 
     /// Name of the service that asks.

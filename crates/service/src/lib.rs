@@ -10,7 +10,7 @@
 //! ```
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-mod bus;
+pub mod bus;
 mod call;
 pub mod clock;
 mod confine;

@@ -77,23 +77,30 @@ pub fn cut(mut line: String) -> String {
     line
 }
 
-pub(crate) fn launched() {
+/// For init: one line that a service wrote to its stderr.
+pub fn service_line(service: &str, content: &str) {
+    push(LogSeverity::Error, content.to_string(), LogOrigin::Service { name: service.into() });
+}
+
+/// From now on lines wait for a channel and do not go to stderr.
+pub fn launched() {
     lock().is_launched = true;
 }
 
-pub(crate) fn install(channel: Channel) {
+/// The channel to log; replaces the one before.
+pub fn install(channel: Channel) {
     let mut sink = lock();
     sink.channel = Some(Arc::new(channel));
     sink.flush();
 }
 
 /// Sends what waits, as far as it goes.
-pub(crate) fn flush() {
+pub fn flush() {
     lock().flush();
 }
 
 /// True while lines wait for a channel that is full.
-pub(crate) fn is_waiting() -> bool {
+pub fn is_waiting() -> bool {
     let sink = lock();
     sink.channel.is_some() && !sink.queue.is_empty()
 }

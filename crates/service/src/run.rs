@@ -356,11 +356,7 @@ impl<W: Send + 'static> Service<W> {
     fn take_call(&mut self, service: String, key: String) {
         let at = (service, key);
         let Some(channel) = self.incoming.get(&at) else { return };
-        let call = channel.try_recv_payload().and_then(|received| {
-            let call = |(payload, fds)| IncomingCall::new(&at.0, &at.1, channel, &payload, fds);
-            received.map(call).transpose()
-        });
-        match call {
+        match IncomingCall::receive(&at.0, &at.1, channel) {
             Ok(Some(call)) => self.ready.push_back(Event::Call(call)),
             Ok(None) => {}
             Err(FrameError::Closed) => {

@@ -1,0 +1,502 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The loop of init: starts processes, connects them, starts the dead again, ends all in order.
+//!
+//! ```text
+//! service   waiting ─ its time has come ─▶ running ─ dies ─▶ waiting (backoff)
+//! shim      ─ run asks ─▶ running ─ dies or run asks ─▶ gone, with all that ran in its control group
+//! node      serving ─ SIGTERM or SIGINT ─▶ stopping: run, shims, the others, log, bus ─▶ nothing left
+//! ```
+//!
+//! One thread, one poll. Blocking work is bounded: building a cage, emptying a control group.
+
+mod process;
+mod shims;
+mod stop;
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ipc::boot::Role;
+use ipc::frame::{Channel, FrameError};
+use ipc::manifest::{Instances, Manifest};
+use ipc::topics::{NodeObserved, ServiceObserved, Topic};
+use model::observed;
+use model::time::MonoMs;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use service::bus::Bus;
+use service::{IncomingCall, clock, log};
+
+use crate::args::Options;
+use crate::cgroup::{CgroupError, Cgroups};
+use crate::spawn::{self, Roots, SpawnError};
+use crate::wiring::{self, INIT, Party};
+use crate::{facts, manifests};
+
+use process::{Process, Running};
+use stop::Stopping;
+
+/// Memory and CPU of services are looked at this often.
+const LOOK_S: u64 = 30;
+/// A process that is not confined and ready by then is broken.
+const READY_S: u64 = 60;
+
+/// Why there is no node.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    #[error("no manifests")]
+    Manifests(#[from] manifests::LoadError),
+    #[error("no control groups")]
+    Cgroup(#[from] CgroupError),
+    #[error("cannot use {}", path.display())]
+    Directory { path: PathBuf, source: std::io::Error },
+    #[error("{call} failed")]
+    Os { call: &'static str, source: std::io::Error },
+    #[error("no channel")]
+    Channel(#[from] FrameError),
+}
+
+/// Which process: service and, for a shim, app id.
+type Name = (String, String);
+
+struct Init {
+    options: Options,
+    roots: Roots,
+    bins: PathBuf,
+    manifests: Vec<Arc<Manifest>>,
+    cgroups: Cgroups,
+    processes: BTreeMap<Name, Process>,
+    /// Order in which services are started: bus and log first.
+    order: Vec<String>,
+    bus: Bus,
+    /// Calls that init answers.
+    callers: BTreeMap<Name, Arc<Channel>>,
+    signals: OwnedFd,
+    next_look: MonoMs,
+    stopping: Option<Stopping>,
+}
+
+/// What a descriptor in the poll belongs to.
+enum Source {
+    Signal,
+    Bus,
+    Exit(Name),
+    Control(Name),
+    Output(Name),
+    Call(Name),
+}
+
+/// Runs the node until it is told to end.
+pub fn run(options: Options) -> Result<(), InitError> {
+    let mut init = Init::new(options)?;
+    for service in init.order.clone() {
+        init.start((service, String::new()));
+    }
+    loop {
+        init.serve();
+        if init.stopping.is_some() && init.processes.is_empty() {
+            break;
+        }
+    }
+    init.cgroups.remove("")?;
+    log::flush();
+    Ok(())
+}
+
+impl Init {
+    fn new(options: Options) -> Result<Init, InitError> {
+        let all = manifests::load(options.manifests.as_deref(), options.services.as_deref())?;
+        let directory = |path: &PathBuf| {
+            let failed = |source: std::io::Error| InitError::Directory { path: path.clone(), source };
+            std::fs::create_dir_all(path).map_err(failed)?;
+            std::fs::canonicalize(path).map_err(failed)
+        };
+        let roots = Roots {
+            config: directory(&options.config)?,
+            persist: directory(&options.persist)?,
+            run: directory(&options.run)?,
+        };
+        directory(&roots.run.join("root"))?;
+        let own = directory(&roots.persist.join(INIT))?;
+        let bins = match &options.bins {
+            Some(dir) => directory(dir)?,
+            None => beside_this()?,
+        };
+        let signals = signal_fd()?;
+        let restart_counter =
+            facts::count_start(&own).map_err(|source| InitError::Directory { path: own.clone(), source })?;
+        let cgroups = Cgroups::open(&options.instance)?;
+        let order: Vec<String> =
+            all.iter().filter(|m| m.instances == Instances::One).map(|m| m.name.clone()).collect();
+        if order.iter().any(|name| name == "log") {
+            log::launched();
+        }
+        let mut bus = Bus::default();
+        publish::<NodeObserved>(&mut bus, "", &facts::node(restart_counter));
+        bus.synced(NodeObserved::NAME);
+        let processes = order.iter().map(|name| ((name.clone(), String::new()), Process::default()));
+        Ok(Init {
+            processes: processes.collect(),
+            order,
+            manifests: all.into_iter().map(Arc::new).collect(),
+            options,
+            roots,
+            bins,
+            cgroups,
+            bus,
+            callers: BTreeMap::new(),
+            signals,
+            next_look: clock::mono().plus_s(LOOK_S),
+            stopping: None,
+        })
+    }
+
+    fn manifest(&self, service: &str) -> Option<Arc<Manifest>> {
+        self.manifests.iter().find(|m| m.name == service).cloned()
+    }
+
+    /// One round: wait, then do what came.
+    fn serve(&mut self) {
+        log::flush();
+        self.bus.flush();
+        for process in self.processes.values_mut() {
+            process.flush();
+        }
+        let wait_ms = self.deadline().since_ms(clock::mono());
+        let wait_ms = if log::is_waiting() { wait_ms.min(100) } else { wait_ms };
+        for source in self.wait(wait_ms) {
+            match source {
+                Source::Signal => self.signalled(),
+                Source::Bus => self.bus.take(&mut std::collections::BTreeSet::new()),
+                Source::Exit(name) => self.exited(&name),
+                Source::Control(name) => self.spoke(&name),
+                Source::Output(name) => self.wrote(&name),
+                Source::Call(name) => self.asked(name),
+            }
+        }
+        self.on_time();
+    }
+
+    fn deadline(&self) -> MonoMs {
+        let starts = self.processes.values().filter_map(Process::start_at);
+        let stop = self.stopping.as_ref().map(Stopping::deadline);
+        starts.chain(stop).min().unwrap_or(self.next_look).min(self.next_look)
+    }
+
+    fn wait(&self, wait_ms: u64) -> Vec<Source> {
+        let mut sources = vec![Source::Signal];
+        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        let mut add = |source, fd, flags| {
+            sources.push(source);
+            fds.push(PollFd::from_borrowed_fd(fd, flags));
+        };
+        if let Some(fd) = self.bus.fd() {
+            let flags = if self.bus.is_waiting() { PollFlags::OUT } else { PollFlags::empty() };
+            add(Source::Bus, fd, flags | PollFlags::IN);
+        }
+        for (name, process) in &self.processes {
+            let Some(running) = process.running() else { continue };
+            add(Source::Exit(name.clone()), running.pidfd.as_fd(), PollFlags::IN);
+            let flags = if running.is_waiting() { PollFlags::OUT } else { PollFlags::empty() };
+            if let Some(control) = running.control() {
+                add(Source::Control(name.clone()), control, flags | PollFlags::IN);
+            }
+            if let Some(output) = running.output() {
+                add(Source::Output(name.clone()), output, PollFlags::IN);
+            }
+        }
+        for (name, channel) in &self.callers {
+            add(Source::Call(name.clone()), channel.as_fd(), PollFlags::IN);
+        }
+        let timeout = Timespec { tv_sec: (wait_ms / 1000) as _, tv_nsec: (wait_ms % 1000 * 1_000_000) as _ };
+        // An interrupted wait is a short one.
+        if poll(&mut fds, Some(&timeout)).is_err() {
+            return Vec::new();
+        }
+        let hits: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        sources.into_iter().zip(hits).filter(|(_, hit)| *hit).map(|(source, _)| source).collect()
+    }
+
+    fn on_time(&mut self) {
+        let now = clock::mono();
+        if self.stopping.is_some() {
+            self.go_on_stopping(now);
+            return;
+        }
+        let due = self.processes.iter().filter(|(_, p)| p.start_at().is_some_and(|at| at <= now));
+        let due: Vec<Name> = due.map(|(name, _)| name.clone()).collect();
+        for name in due {
+            self.start(name);
+        }
+        for (name, process) in &mut self.processes {
+            if process.running().is_some_and(|r| !r.is_ready && r.started.plus_s(READY_S) <= now) {
+                log::error(format_args!("{} is not ready after {READY_S} s: ended", name.0));
+                process.kill();
+            }
+        }
+        if self.next_look <= now {
+            self.next_look = now.plus_s(LOOK_S);
+            let names: Vec<Name> = self.processes.keys().cloned().collect();
+            for name in names {
+                self.publish_service(&name);
+            }
+        }
+    }
+
+    /// Starts a service, or plans another try.
+    fn start(&mut self, name: Name) {
+        let Some(manifest) = self.manifest(&name.0) else { return };
+        let group = name.0.clone();
+        let started = self
+            .cgroups
+            .make_service(&group, manifest.limits)
+            .map_err(|error| error.to_string())
+            .and_then(|()| self.spawn(&manifest, &group).map_err(|error| chain(&error)));
+        self.say_missing();
+        let now = clock::mono();
+        match started {
+            Ok(running) => {
+                let Some(process) = self.processes.get_mut(&name) else { return };
+                process.started(running);
+                self.connect(&name, &manifest, Vec::new());
+                log::info(format_args!("{} started", name.0));
+            }
+            Err(what) => {
+                let Some(process) = self.processes.get_mut(&name) else { return };
+                let at = process.died(now, manifest.restart.backoff_ms);
+                let wait_s = at.since_ms(now) as f64 / 1000.0;
+                log::error(format_args!("{} cannot be started, next try in {wait_s} s: {what}", name.0));
+            }
+        }
+        self.publish_service(&name);
+    }
+
+    fn spawn(&self, manifest: &Manifest, group: &str) -> Result<Running, SpawnError> {
+        let procs = self.cgroups.procs_files(group);
+        let cage = spawn::cage(manifest, &self.roots, &self.bins, procs)?;
+        let spawned = spawn::spawn(&cage, manifest.network)?;
+        Ok(Running::new(spawned, clock::mono()))
+    }
+
+    /// Hands the launch message to a process that has just started, and new pairs to it and all it deals with.
+    fn connect(&mut self, name: &Name, manifest: &Arc<Manifest>, fds: Vec<(String, OwnedFd)>) {
+        let launch = self.launch(manifest, &name.1);
+        let party = Party { manifest, key: &name.1 };
+        self.tell(name, |running| running.launch(launch));
+        let peers: Vec<Name> = self.processes.keys().cloned().collect();
+        for peer in peers {
+            let is_running = self.processes.get(&peer).is_some_and(|process| process.running().is_some());
+            let Some(peer_manifest) = self.manifest(&peer.0).filter(|_| is_running) else {
+                continue;
+            };
+            let other = Party { manifest: &peer_manifest, key: &peer.1 };
+            for (own, its) in wiring::between(party, other) {
+                self.pair(|init, a, b| {
+                    init.tell(name, |running| running.channel(own, a));
+                    init.tell(&peer, |running| running.channel(its, b));
+                });
+            }
+        }
+        for role in wiring::with_init(party) {
+            self.pair(|init, own, its| {
+                init.take_end(name, &role, own);
+                init.tell(name, |running| running.channel(role, its));
+            });
+        }
+        self.tell(name, |running| {
+            for (fd_name, fd) in fds {
+                running.fd(fd_name, fd);
+            }
+            running.go();
+        });
+    }
+
+    fn pair(&mut self, hand_out: impl FnOnce(&mut Init, Channel, Channel)) {
+        match Channel::pair() {
+            Ok((a, b)) => hand_out(self, a, b),
+            Err(error) => log::error(format_args!("no channel: {error}")),
+        }
+    }
+
+    fn tell(&mut self, name: &Name, say: impl FnOnce(&mut Running)) {
+        if let Some(running) = self.processes.get_mut(name).and_then(Process::running_mut) {
+            say(running);
+        }
+    }
+
+    /// init's own end of a pair.
+    fn take_end(&mut self, name: &Name, role: &Role, channel: Channel) {
+        match role {
+            Role::CallTo { .. } => {
+                self.callers.insert(name.clone(), Arc::new(channel));
+            }
+            Role::Raw { kind, .. } if kind == "source" => log::install(channel),
+            _ => self.bus.install(channel),
+        }
+    }
+
+    fn launch(&self, manifest: &Manifest, key: &str) -> ipc::boot::Launch {
+        let mut settings = self.options.settings.clone();
+        settings.insert("mode".into(), "hosted".into());
+        settings.insert("instance".into(), self.options.instance.clone());
+        if self.options.is_verbose {
+            settings.insert("verbose".into(), "1".into());
+        }
+        let readers = match manifest.name.as_str() {
+            "bus" => self.manifests.iter().map(|m| (m.name.clone(), m.reads.clone())).collect(),
+            _ => BTreeMap::new(),
+        };
+        ipc::boot::Launch { manifest: manifest.clone(), key: key.into(), settings, readers }
+    }
+
+    fn exited(&mut self, name: &Name) {
+        self.wrote(name);
+        let Some(process) = self.processes.get_mut(name) else { return };
+        let Some(how) = process.reap() else { return };
+        self.callers.remove(name);
+        if !name.1.is_empty() {
+            self.shim_ended(name, &how);
+            return;
+        }
+        if self.stopping.is_some() {
+            self.processes.remove(name);
+            return;
+        }
+        let now = clock::mono();
+        let backoff_ms = self.manifest(&name.0).map_or(0, |m| m.restart.backoff_ms);
+        if let Some(process) = self.processes.get_mut(name) {
+            let at = process.died(now, backoff_ms);
+            let wait_ms = at.since_ms(now);
+            log::error(format_args!("{} ended ({how}), started again in {wait_ms} ms", name.0));
+        }
+        // Whatever it left behind in its group does not outlive it.
+        if let Err(error) = self.cgroups.remove(&name.0) {
+            log::error(format_args!("{}", chain(&error)));
+        }
+        self.publish_service(name);
+    }
+
+    fn spoke(&mut self, name: &Name) {
+        if let Some(running) = self.processes.get_mut(name).and_then(Process::running_mut) {
+            running.hear();
+        }
+    }
+
+    /// stderr of a process becomes log lines.
+    fn wrote(&mut self, name: &Name) {
+        let title = if name.1.is_empty() { name.0.clone() } else { format!("{}/{}", name.0, name.1) };
+        // What log writes are the lines of all, for a human who looks on; without log each is shown as it is.
+        let has_log = self.order.iter().any(|name| name == "log");
+        let show = |text: std::fmt::Arguments<'_>| {
+            // stderr may be gone.
+            let _ = std::io::Write::write_fmt(&mut std::io::stderr(), text);
+        };
+        if let Some(running) = self.processes.get_mut(name).and_then(Process::running_mut) {
+            running.read_output(|line| {
+                if name.0 == "log" {
+                    show(format_args!("{line}\n"));
+                } else if !has_log {
+                    show(format_args!("{title}: {line}\n"));
+                }
+                // Its own lines would come back to log for ever.
+                if name.0 != "log" {
+                    log::service_line(&title, line);
+                }
+            });
+        }
+    }
+
+    fn asked(&mut self, name: Name) {
+        let Some(channel) = self.callers.get(&name).cloned() else { return };
+        match IncomingCall::receive(&name.0, &name.1, &channel) {
+            Ok(Some(call)) => self.answer(call),
+            Ok(None) => {}
+            Err(FrameError::Closed | FrameError::Os { .. }) => {
+                self.callers.remove(&name);
+            }
+            Err(error) => log::error(format_args!("unreadable call of {}: {error}", name.0)),
+        }
+    }
+
+    fn publish_service(&mut self, name: &Name) {
+        let Some(process) = self.processes.get(name) else { return };
+        if !name.1.is_empty() {
+            return;
+        }
+        let running = process.running();
+        let pid = running.map(|running| running.pid.as_raw_nonzero().get());
+        let value = observed::ServiceObserved {
+            name: name.0.clone(),
+            pid,
+            restarts: process.restarts(),
+            started: running.map_or(MonoMs(0), |running| running.started),
+            memory_bytes: pid.map_or(0, facts::memory_of),
+            cpu_ns: self.cgroups.cpu_ns(&name.0),
+        };
+        publish::<ServiceObserved>(&mut self.bus, &name.0, &value);
+        let is_all = self.order.iter().all(|name| self.bus_has(name));
+        if is_all {
+            self.bus.synced(ServiceObserved::NAME);
+        }
+    }
+
+    fn bus_has(&self, service: &str) -> bool {
+        self.bus.has_published(ServiceObserved::NAME, service)
+    }
+
+    fn say_missing(&mut self) {
+        for what in self.cgroups.missing() {
+            log::warn(format_args!("limit not enforced: {what}"));
+        }
+    }
+
+    fn signalled(&mut self) {
+        let mut buffer = [0; 128];
+        // What it was does not matter: both signals ask for the same.
+        if rustix::io::read(&self.signals, &mut buffer).is_ok() && self.stopping.is_none() {
+            self.begin_stopping(clock::mono());
+        }
+    }
+}
+
+fn publish<T: Topic>(bus: &mut Bus, key: &str, value: &T::Value) {
+    match postcard::to_allocvec(value) {
+        Ok(bytes) => bus.publish(T::NAME, key, bytes),
+        Err(error) => log::error(format_args!("cannot encode {}: {error}", T::NAME)),
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+fn beside_this() -> Result<PathBuf, InitError> {
+    let own = std::env::current_exe()
+        .map_err(|source| InitError::Os { call: "finding the own executable", source })?;
+    Ok(own.parent().map_or_else(PathBuf::new, PathBuf::from))
+}
+
+/// SIGTERM and SIGINT as a descriptor.
+fn signal_fd() -> Result<OwnedFd, InitError> {
+    // SAFETY: the set lives on the stack for all calls; signalfd makes a new descriptor that nobody else owns.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGTERM);
+        libc::sigaddset(&raw mut set, libc::SIGINT);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if fd < 0 {
+            let source = std::io::Error::last_os_error();
+            return Err(InitError::Os { call: "signalfd", source });
+        }
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}

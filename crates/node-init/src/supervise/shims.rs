@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Shims: started when run asks for one, in the control groups of their app; gone with all that ran in them.
+
+use ipc::calls::{Init as InitCall, InitReply, InitRequest, LiveShim};
+use ipc::manifest::Instances;
+use model::id::AppId;
+use model::reason::{Fault, Reason};
+use service::{IncomingCall, clock, log};
+
+use super::{Init, Name, Process, Running, chain};
+use crate::spawn;
+
+impl Init {
+    pub(super) fn answer(&mut self, call: IncomingCall) {
+        let reply = match call.decode::<InitCall>() {
+            Ok(request) => self.do_as_asked(&request),
+            Err(error) => {
+                log::error(format_args!("unreadable call of {}: {error}", call.from()));
+                return;
+            }
+        };
+        // An asker that is gone asks again.
+        let _ = call.reply::<InitCall>(&reply, &[]);
+    }
+
+    fn do_as_asked(&mut self, request: &InitRequest) -> Result<InitReply, Fault> {
+        match request {
+            InitRequest::SpawnShim { .. } if self.stopping.is_some() => {
+                Err(Fault::new(Reason::Internal, "the node is being stopped"))
+            }
+            InitRequest::SpawnShim { app, limits } => {
+                let name = self.shim_name(*app)?;
+                if self.processes.contains_key(&name) {
+                    return Ok(InitReply::Done);
+                }
+                match self.start_shim(&name, *limits) {
+                    Ok(()) => Ok(InitReply::Done),
+                    Err(what) => {
+                        self.remove_group(&name.1);
+                        log::error(format_args!("shim of app {app} cannot be started: {what}"));
+                        Err(Fault::new(Reason::Internal, format!("shim of app {app}: {what}")))
+                    }
+                }
+            }
+            InitRequest::KillShim { app } => {
+                let name = self.shim_name(*app)?;
+                if let Some(process) = self.processes.get(&name) {
+                    process.kill();
+                }
+                self.remove_group(&name.1);
+                // The pidfd tells its end; until then it counts as living.
+                self.exited(&name);
+                Ok(InitReply::Done)
+            }
+            InitRequest::Shims => {
+                let live = |(name, process): (&Name, &Process)| {
+                    let pid = process.running()?.pid.as_raw_nonzero().get();
+                    Some(LiveShim { app: name.1.parse().ok()?, pid })
+                };
+                Ok(InitReply::Shims(self.processes.iter().filter_map(live).collect()))
+            }
+        }
+    }
+
+    fn shim_name(&self, app: AppId) -> Result<Name, Fault> {
+        let template = self.manifests.iter().find(|m| m.instances == Instances::PerApp);
+        let template =
+            template.ok_or_else(|| Fault::new(Reason::Internal, "there is no manifest of a shim"))?;
+        Ok((template.name.clone(), app.to_string()))
+    }
+
+    fn start_shim(&mut self, name: &Name, limits: ipc::calls::AppLimits) -> Result<(), String> {
+        let manifest = self.manifest(&name.0).ok_or("no manifest")?;
+        let result = self.cgroups.make_app(&name.1, manifest.limits, limits, manifest.uid);
+        self.say_missing();
+        result.map_err(|error| chain(&error))?;
+        let group = format!("app-{}", name.1);
+        let dirs = self.cgroups.open_dirs(&format!("{group}/app")).map_err(|e| chain(&e))?;
+        let procs = self.cgroups.procs_files(&format!("{group}/shim"));
+        let cage = spawn::cage(&manifest, &self.roots, &self.bins, procs).map_err(|error| chain(&error))?;
+        let spawned = spawn::spawn(&cage, manifest.network).map_err(|error| chain(&error))?;
+        let mut process = Process::default();
+        process.started(Running::new(spawned, clock::mono()));
+        self.processes.insert(name.clone(), process);
+        self.connect(name, &manifest, dirs);
+        log::info(format_args!("shim of app {} started", name.1));
+        Ok(())
+    }
+
+    /// Without its shim an app has no keeper: it ends too.
+    pub(super) fn shim_ended(&mut self, name: &Name, how: &str) {
+        self.processes.remove(name);
+        self.remove_group(&name.1);
+        log::info(format_args!("shim of app {} ended ({how})", name.1));
+    }
+
+    fn remove_group(&mut self, app: &str) {
+        if let Err(error) = self.cgroups.remove(&format!("app-{app}")) {
+            log::error(format_args!("app {app}: {}", chain(&error)));
+        }
+    }
+}
