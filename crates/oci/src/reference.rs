@@ -161,7 +161,8 @@ mod tests {
 
     #[test]
     fn references_are_read_as_written() {
-        let rows: [(&str, Option<&str>, &str, Option<&str>, bool); 9] = [
+        type Row<'a> = (&'a str, Option<&'a str>, &'a str, Option<&'a str>, bool);
+        let rows: [Row<'_>; 9] = [
             ("nginx", None, "nginx", None, false),
             ("library/nginx:1.27", None, "library/nginx", Some("1.27"), false),
             ("localhost/app", Some("localhost"), "app", None, false),

@@ -182,9 +182,9 @@ impl Registries {
             Some(Challenge::Bearer { realm, service, scope }) => (realm, service, scope),
         };
         // A registry behind TLS has no business sending passwords in the clear.
-        if !realm.starts_with("https://")
-            && !(realm.starts_with("http://") && target.base_url.starts_with("http://"))
-        {
+        let is_clear_text = target.base_url.starts_with("http://");
+        let is_fit = realm.starts_with("https://") || (is_clear_text && realm.starts_with("http://"));
+        if !is_fit {
             return Err(refused(format!("{target}: the registry's token server is not https")));
         }
         let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", target.repository));

@@ -21,7 +21,7 @@ impl Header {
                 .sum::<i64>()
         };
         // Old writers summed up signed bytes.
-        let unsigned = counted(|b| i64::from(b));
+        let unsigned = counted(i64::from);
         let signed = counted(|b| i64::from(b as i8));
         if said == unsigned || said == signed { Ok(Header(block)) } else { Err(TarError::Checksum) }
     }

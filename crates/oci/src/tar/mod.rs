@@ -3,10 +3,10 @@
 //! owners, extended attributes, the three sparse formats).
 //!
 //! ```text
-//! next() ─▶ Entry ─▶ read content until empty ─▶ next() … ─▶ None ─▶ drain()
+//! next_entry() ─▶ Entry ─▶ read content until empty ─▶ next_entry() … ─▶ None ─▶ drain()
 //! ```
 //!
-//! Content that was not read is skipped by `next`. Every list and text has a limit, so a small archive cannot fill the
+//! Content that was not read is skipped by `next_entry`. Every list and text has a limit, so a small archive cannot fill the
 //! memory; what the archive says of paths is passed on as it stands and judged by [`crate::unpack`].
 
 mod header;
@@ -98,7 +98,7 @@ impl<R: BufRead> Archive<R> {
     }
 
     /// The next entry, after skipping what is left of the present one; `None` at the archive's end.
-    pub fn next(&mut self) -> Result<Option<Entry>, TarError> {
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
         let mut local = Pax::default();
         let mut long_path = None;
         let mut long_link = None;

@@ -11,7 +11,7 @@ fn read_all(bytes: &[u8]) -> Result<Vec<(Entry, Vec<u8>)>, TarError> {
     // A small buffer, so that content comes in pieces.
     let mut archive = Archive::new(BufReader::with_capacity(700, bytes));
     let mut out = Vec::new();
-    while let Some(entry) = archive.next()? {
+    while let Some(entry) = archive.next_entry()? {
         let mut content = Vec::new();
         loop {
             let piece = archive.content()?;

@@ -143,7 +143,7 @@ pub fn unpack(
         left_out: BTreeSet::new(),
         remembered: 0,
     };
-    while let Some(entry) = archive.next()? {
+    while let Some(entry) = archive.next_entry()? {
         unpacker.entry(entry, &mut archive)?;
     }
     archive.drain()?;

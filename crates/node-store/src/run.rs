@@ -1,0 +1,496 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The process around [`crate::plan`]: topics in, topics out, threads for what takes long.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ipc::calls::{Fetch, FetchReply, FetchRequest};
+use ipc::limits::APP_UID_COUNT;
+use ipc::topics::{
+    ContentDesired as ContentDesiredTopic, ContentObserved as ContentObservedTopic,
+    StorageObserved as StorageObservedTopic, VolumeDesired as VolumeDesiredTopic,
+    VolumeObserved as VolumeObservedTopic,
+};
+use model::desired::{ContentDesired, VolumeDesired};
+use model::id::{ContentTreeId, VolumeKey};
+use model::observed::{ContentObserved, ContentState, Image, StorageObserved, VolumeObserved};
+use model::reason::{Fault, Reason, Retry};
+use model::time::MonoMs;
+use oci::platform::Platform;
+use oci::unpack::Owners;
+use reconcile::Backoff;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use service::{Caller, Event, Poster, Service, log};
+
+use crate::catalog::{Catalog, Order, StorageError};
+use crate::plan::{Inputs, Step, plan};
+use crate::pull::{Progress, Pull};
+use crate::source::{Opened, Source, cancelled};
+
+/// Waits between tries: from the first to the longest. Where only a change of image or config is known to help, the
+/// registry is asked rarely.
+const RETRY_MS: (u64, u64) = (2_000, 300_000);
+const RARE_RETRY_MS: (u64, u64) = (60_000, 1_800_000);
+/// Fetch looks a name up, connects, gets a token and waits for storage before it answers.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(240);
+/// Silence in the pipe after which fetch is taken for dead; fetch itself gives up earlier.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(120);
+/// How soon a waiting pull sees that it is cancelled.
+const CANCEL_LATENCY: Duration = Duration::from_millis(500);
+/// How often room and sizes are looked at.
+const LOOK_INTERVAL_MS: u64 = 60_000;
+/// Where the store's disk is mounted on the node.
+const MOUNT_POINT: &str = "/persist";
+
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("the manifest gives the store no directory")]
+    NoDirectory,
+    #[error("cannot open the store")]
+    Storage(#[from] StorageError),
+}
+
+/// What threads tell the main loop.
+#[derive(Debug)]
+pub enum Posted {
+    Progress(ContentTreeId, Progress),
+    Ended(ContentTreeId, Result<Image, Fault>),
+    /// Sizes of volumes; what was put aside is gone.
+    Looked(BTreeMap<VolumeKey, u64>),
+}
+
+/// The process's life.
+pub fn run(service: Service<Posted>) -> Result<(), RunError> {
+    let directory = service.dirs().state.clone().ok_or(RunError::NoDirectory)?;
+    let (catalog, dropped) = Catalog::open(&directory, Owners::AsIs { limit: APP_UID_COUNT })?;
+    for what in dropped {
+        log::warn(format_args!("dropped {what}"));
+    }
+    let mut store = Store {
+        catalog: Arc::new(catalog),
+        fetch: service.caller::<Fetch>(),
+        poster: service.poster(),
+        service,
+        pulls: BTreeMap::new(),
+        failed: BTreeMap::new(),
+        volume_faults: BTreeMap::new(),
+        volume_bytes: BTreeMap::new(),
+        said_content: BTreeSet::new(),
+        said_volumes: BTreeSet::new(),
+        may_have_garbage: true,
+        is_looking: false,
+        look_at: MonoMs(0),
+    };
+    store.live();
+    Ok(())
+}
+
+struct Store {
+    service: Service<Posted>,
+    catalog: Arc<Catalog>,
+    fetch: Caller<Fetch>,
+    poster: Poster<Posted>,
+    pulls: BTreeMap<ContentTreeId, Running>,
+    failed: BTreeMap<ContentTreeId, Failed>,
+    volume_faults: BTreeMap<VolumeKey, Fault>,
+    volume_bytes: BTreeMap<VolumeKey, u64>,
+    /// Keys published, so that those without meaning are removed.
+    said_content: BTreeSet<ContentTreeId>,
+    said_volumes: BTreeSet<VolumeKey>,
+    may_have_garbage: bool,
+    is_looking: bool,
+    look_at: MonoMs,
+}
+
+/// A pull under way.
+struct Running {
+    order: Order,
+    cancelled: Arc<AtomicBool>,
+    state: ContentState,
+}
+
+/// An order that could not be carried out.
+struct Failed {
+    order: Order,
+    backoff: Backoff,
+    retry_at: MonoMs,
+    fault: Fault,
+}
+
+impl Store {
+    fn live(&mut self) {
+        self.service.subscribe::<ContentDesiredTopic>();
+        self.service.subscribe::<VolumeDesiredTopic>();
+        let mut deadline = self.turn();
+        // What lies on the disk has been said: nothing else is held.
+        self.service.synced::<ContentObservedTopic>();
+        self.service.synced::<VolumeObservedTopic>();
+        self.service.synced::<StorageObservedTopic>();
+        loop {
+            match self.service.next(Some(deadline)) {
+                Event::Worker(posted) => self.take(posted),
+                Event::Topics(_) | Event::Deadline => {}
+                Event::Stop => {
+                    for running in self.pulls.values() {
+                        running.cancelled.store(true, Ordering::Relaxed);
+                    }
+                    return;
+                }
+                Event::Call(call) => {
+                    log::warn(format_args!("{} asks, but the store answers no calls", call.from()))
+                }
+                _ => {}
+            }
+            deadline = self.turn();
+        }
+    }
+
+    /// Plans and carries out until there is nothing left to do, then tells what is.
+    fn turn(&mut self) -> MonoMs {
+        let content: BTreeMap<ContentTreeId, ContentDesired> = self
+            .service
+            .all::<ContentDesiredTopic>()
+            .into_values()
+            .map(|desired| (desired.id, desired))
+            .collect();
+        let volumes: BTreeMap<VolumeKey, VolumeDesired> = self
+            .service
+            .all::<VolumeDesiredTopic>()
+            .into_values()
+            .map(|desired| (desired.key, desired))
+            .collect();
+        self.failed
+            .retain(|id, failed| content.get(id).is_some_and(|desired| Order::of(desired) == failed.order));
+        let now = self.service.now().mono;
+        let mut deadline = None;
+        let mut done = Vec::new();
+        // Each round drops or makes what the last one allowed; a step that failed is not tried again in this turn.
+        for _ in 0..4 {
+            let pulling = self.pulls.iter().map(|(id, running)| (*id, running.order.clone())).collect();
+            let waiting = self
+                .failed
+                .iter()
+                .map(|(id, failed)| (*id, (failed.order.clone(), failed.retry_at)))
+                .collect();
+            let (held, made) = (self.catalog.images(), self.catalog.volumes());
+            let (steps, next) = plan(&Inputs {
+                now,
+                content: &content,
+                is_content_synced: self.service.is_synced::<ContentDesiredTopic>(),
+                volumes: &volumes,
+                is_volumes_synced: self.service.is_synced::<VolumeDesiredTopic>(),
+                held: &held,
+                made: &made,
+                pulling: &pulling,
+                waiting: &waiting,
+                may_have_garbage: self.may_have_garbage,
+            });
+            deadline = next;
+            let steps: Vec<Step> = steps.into_iter().filter(|step| !done.contains(step)).collect();
+            if steps.is_empty() {
+                break;
+            }
+            for step in &steps {
+                self.carry_out(*step, &content, &volumes);
+            }
+            done.extend(steps);
+        }
+        if now >= self.look_at {
+            self.look_at = now.plus_ms(LOOK_INTERVAL_MS);
+            self.look();
+        }
+        self.tell_content(&content);
+        self.tell_volumes(&volumes);
+        deadline.map_or(self.look_at, |at| at.min(self.look_at))
+    }
+
+    fn carry_out(
+        &mut self,
+        step: Step,
+        content: &BTreeMap<ContentTreeId, ContentDesired>,
+        volumes: &BTreeMap<VolumeKey, VolumeDesired>,
+    ) {
+        match step {
+            Step::Pull(id) => {
+                if let Some(desired) = content.get(&id) {
+                    self.pull(desired.clone());
+                }
+            }
+            Step::Cancel(id) => {
+                if let Some(running) = self.pulls.get(&id) {
+                    running.cancelled.store(true, Ordering::Relaxed);
+                }
+            }
+            Step::MakeVolume(key) => self.make_volume(key, volumes),
+            Step::DropImage(id) => {
+                log::info(format_args!("content {id} is no longer wanted"));
+                self.may_have_garbage = true;
+                warn_of(self.catalog.drop_image(id));
+            }
+            Step::DropVolume(key) => {
+                log::info(format_args!("volume {key} is no longer wanted"));
+                self.may_have_garbage = true;
+                warn_of(self.catalog.drop_volume(key));
+            }
+            Step::Sweep => {
+                self.may_have_garbage = false;
+                match self.catalog.sweep() {
+                    Ok(0) => {}
+                    Ok(count) => log::info(format_args!("{count} layers and blobs were no longer needed")),
+                    Err(error) => log::warn(format_args!("{}", error.fault())),
+                }
+                self.look();
+            }
+        }
+    }
+
+    fn pull(&mut self, desired: ContentDesired) {
+        let id = desired.id;
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let order = Order::of(&desired);
+        let (catalog, fetch, poster) = (self.catalog.clone(), self.fetch.clone(), self.poster.clone());
+        let flag = cancelled.clone();
+        log::info(format_args!("pulling {} ({id})", desired.name));
+        let started = thread::Builder::new().name("pull".into()).spawn(move || {
+            let source = FetchSource(fetch);
+            let progress = |progress| {
+                poster.post(Posted::Progress(id, progress));
+            };
+            let pull = Pull {
+                catalog: &catalog,
+                source: &source,
+                platform: &Platform::this_machine(),
+                desired: &desired,
+                cancelled: &flag,
+                progress: &progress,
+            };
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| pull.run()));
+            let result =
+                result.unwrap_or_else(|_| Err(Fault::new(Reason::Internal, "the pull ended in a panic")));
+            poster.post(Posted::Ended(id, result));
+        });
+        match started {
+            Ok(_) => {
+                self.pulls.insert(id, Running { order, cancelled, state: ContentState::ResolvingTag });
+            }
+            Err(error) => {
+                let fault = Fault::new(Reason::Internal, format!("cannot start a thread: {error}"));
+                self.fail(id, order, fault);
+            }
+        }
+    }
+
+    fn make_volume(&mut self, key: VolumeKey, volumes: &BTreeMap<VolumeKey, VolumeDesired>) {
+        let images = self.catalog.images();
+        let Some(record) = volumes.get(&key).and_then(|desired| images.get(&desired.content)) else { return };
+        match self.catalog.make_volume(key, &record.image) {
+            Ok(()) => {
+                log::info(format_args!("volume {key} is made"));
+                self.volume_faults.remove(&key);
+            }
+            Err(error) => {
+                let fault = error.fault();
+                log::error(format_args!("volume {key}: {fault}"));
+                self.volume_faults.insert(key, fault);
+            }
+        }
+    }
+
+    fn take(&mut self, posted: Posted) {
+        match posted {
+            Posted::Progress(_, Progress::Note(text)) => log::warn(format_args!("{text}")),
+            Posted::Progress(id, progress) => {
+                if let Some(running) = self.pulls.get_mut(&id) {
+                    running.state = match progress {
+                        Progress::Downloading { digest, done_bytes, total_bytes } => {
+                            ContentState::Downloading { digest, done_bytes, total_bytes }
+                        }
+                        Progress::Verified { digest, total_bytes } => {
+                            ContentState::Verified { digest, total_bytes }
+                        }
+                        Progress::Note(_) => return,
+                    };
+                }
+            }
+            Posted::Ended(id, result) => {
+                let Some(running) = self.pulls.remove(&id) else { return };
+                // Layers of a pull that failed, or of the image before, may be needed no longer.
+                self.may_have_garbage = true;
+                match result {
+                    Ok(image) => {
+                        log::info(format_args!(
+                            "content {id} is loaded: {}, {} bytes",
+                            image.digest, image.total_bytes
+                        ));
+                        self.failed.remove(&id);
+                    }
+                    Err(_) if running.cancelled.load(Ordering::Relaxed) => {}
+                    Err(fault) => self.fail(id, running.order, fault),
+                }
+            }
+            Posted::Looked(bytes) => {
+                self.is_looking = false;
+                self.volume_bytes = bytes;
+            }
+        }
+    }
+
+    fn fail(&mut self, id: ContentTreeId, order: Order, fault: Fault) {
+        log::warn(format_args!("content {id}: {fault}"));
+        let (first, longest) = match fault.reason.retry() {
+            Retry::Automatic => RETRY_MS,
+            Retry::AfterChange => RARE_RETRY_MS,
+        };
+        // Another kind of failure starts its own row of waits.
+        let old =
+            self.failed.remove(&id).filter(|old| old.order == order && old.fault.reason == fault.reason);
+        let mut backoff = old.map_or_else(|| Backoff::new(first, longest), |old| old.backoff);
+        let retry_at = backoff.fail(self.service.now().mono);
+        self.failed.insert(id, Failed { order, backoff, retry_at, fault });
+    }
+
+    /// Deletes what was put aside and measures volumes, in a thread.
+    fn look(&mut self) {
+        self.tell_storage();
+        if self.is_looking {
+            return;
+        }
+        let (catalog, poster) = (self.catalog.clone(), self.poster.clone());
+        let started = thread::Builder::new().name("look".into()).spawn(move || {
+            if let Err(error) = catalog.empty_trash() {
+                log::warn(format_args!("{}", error.fault()));
+            }
+            let bytes = catalog.volumes().into_keys().map(|key| (key, catalog.volume_bytes(key))).collect();
+            poster.post(Posted::Looked(bytes));
+        });
+        self.is_looking = started.is_ok();
+    }
+
+    fn tell_content(&mut self, desired: &BTreeMap<ContentTreeId, ContentDesired>) {
+        let held = self.catalog.images();
+        let mut said = BTreeSet::new();
+        for (id, desired) in desired {
+            let order = Order::of(desired);
+            let failed = self.failed.get(id);
+            let observed = match held.get(id) {
+                Some(record) if record.order.serves(&order) => ContentObserved {
+                    id: *id,
+                    generation: desired.generation,
+                    state: ContentState::Loaded(record.image.clone()),
+                    fault: None,
+                },
+                _ => {
+                    let running = self.pulls.get(id).filter(|running| running.order == order);
+                    let state = running.map_or(ContentState::ResolvingTag, |running| running.state.clone());
+                    // The old fault stands until something moves again.
+                    let fault = failed
+                        .filter(|_| state == ContentState::ResolvingTag)
+                        .map(|failed| failed.fault.clone());
+                    ContentObserved { id: *id, generation: desired.generation, state, fault }
+                }
+            };
+            self.service.publish::<ContentObservedTopic>(&id.to_string(), &observed);
+            said.insert(*id);
+        }
+        // Held, and not yet known whether still wanted.
+        for (id, record) in held.iter().filter(|(id, _)| !desired.contains_key(id)) {
+            let state = ContentState::Loaded(record.image.clone());
+            let observed =
+                ContentObserved { id: *id, generation: record.order.generation, state, fault: None };
+            self.service.publish::<ContentObservedTopic>(&id.to_string(), &observed);
+            said.insert(*id);
+        }
+        for id in std::mem::replace(&mut self.said_content, said).difference(&self.said_content) {
+            self.service.remove::<ContentObservedTopic>(&id.to_string());
+        }
+    }
+
+    fn tell_volumes(&mut self, desired: &BTreeMap<VolumeKey, VolumeDesired>) {
+        let made = self.catalog.volumes();
+        self.volume_faults.retain(|key, _| desired.contains_key(key) && !made.contains_key(key));
+        let mut said = BTreeSet::new();
+        for key in desired.keys().chain(made.keys()) {
+            if !said.insert(*key) {
+                continue;
+            }
+            let observed = VolumeObserved {
+                key: *key,
+                image: made.get(key).cloned(),
+                used_bytes: self.volume_bytes.get(key).copied().unwrap_or(0),
+                fault: self.volume_faults.get(key).cloned(),
+            };
+            self.service.publish::<VolumeObservedTopic>(&key.to_string(), &observed);
+        }
+        for key in std::mem::replace(&mut self.said_volumes, said).difference(&self.said_volumes) {
+            self.service.remove::<VolumeObservedTopic>(&key.to_string());
+        }
+    }
+
+    fn tell_storage(&mut self) {
+        let stat = match rustix::fs::statvfs(self.catalog.root()) {
+            Ok(stat) => stat,
+            Err(error) => return log::warn(format_args!("cannot look at the disk: {error}")),
+        };
+        let observed = StorageObserved {
+            path: MOUNT_POINT.into(),
+            total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
+            used_bytes: stat.f_blocks.saturating_sub(stat.f_bfree).saturating_mul(stat.f_frsize),
+            content_bytes: self.catalog.content_bytes() + self.volume_bytes.values().sum::<u64>(),
+        };
+        self.service.publish::<StorageObservedTopic>(MOUNT_POINT, &observed);
+    }
+}
+
+fn warn_of(result: Result<(), StorageError>) {
+    if let Err(error) = result {
+        log::warn(format_args!("{}", error.fault()));
+    }
+}
+
+/// Process fetch as a source of bytes.
+struct FetchSource(Caller<Fetch>);
+
+impl Source for FetchSource {
+    fn open(&self, request: &FetchRequest, cancelled: &Arc<AtomicBool>) -> Result<Opened, Fault> {
+        let unavailable = |text: String| Fault::new(Reason::ServiceUnavailable, format!("fetch: {text}"));
+        let (reply, fds) =
+            self.0.call(request, &[], FETCH_TIMEOUT).map_err(|error| unavailable(error.to_string()))?;
+        let FetchReply::Stream { media_type, size, offset } = reply?;
+        let pipe = fds.into_iter().next().ok_or_else(|| unavailable("an answer without a pipe".into()))?;
+        let body = PipeReader { pipe: File::from(pipe), cancelled: cancelled.clone() };
+        Ok(Opened { media_type, size, offset, body: Box::new(body) })
+    }
+}
+
+/// The reading end of fetch's pipe, with an end to waiting.
+struct PipeReader {
+    pipe: File,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Read for PipeReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let started = Instant::now();
+        let slice = Timespec { tv_sec: 0, tv_nsec: CANCEL_LATENCY.as_nanos() as _ };
+        loop {
+            let mut fds = [PollFd::new(&self.pipe, PollFlags::IN)];
+            match poll(&mut fds, Some(&slice)) {
+                Ok(0) => {}
+                Ok(_) => return self.pipe.read(buffer),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if self.cancelled.load(Ordering::Relaxed) {
+                return Err(cancelled());
+            }
+            if started.elapsed() > SILENCE_TIMEOUT {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+    }
+}
