@@ -1,1 +1,77 @@
 // SPDX-License-Identifier: Apache-2.0
+//! `selvedge`: the operator's command line.
+//!
+//! stdout carries data, stderr talk. Exit codes: 0 done, 1 error, 2 there are differences (plan) or the condition did
+//! not come true in time (wait), 3 refused (a stale plan, a conflict). Everything but `serve` goes through the operator
+//! API.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod args;
+mod change;
+mod client;
+mod documents;
+mod node;
+mod output;
+mod read;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::{Args, Command};
+use client::{ApiError, Client};
+
+/// Nothing to do, or done.
+pub(crate) const DONE: u8 = 0;
+/// Something failed.
+pub(crate) const FAILED: u8 = 1;
+/// There are differences, or a condition did not come true.
+pub(crate) const DIFFERENT: u8 = 2;
+/// The controller refused since something has changed meanwhile.
+pub(crate) const REFUSED: u8 = 3;
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(args) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            // A reader that went away (`| head`) has got what it wanted.
+            let is_pipe = error
+                .downcast_ref::<std::io::Error>()
+                .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe);
+            if is_pipe {
+                return ExitCode::from(DONE);
+            }
+            eprintln!("error: {error:#}");
+            let api = error.downcast_ref::<ApiError>();
+            if let Some(step) = api.and_then(|error| error.problem.next_step.as_ref()) {
+                eprintln!("next:  {step}");
+            }
+            ExitCode::from(if api.is_some_and(ApiError::is_refusal) { REFUSED } else { FAILED })
+        }
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<u8> {
+    let command = match args.command {
+        Command::Serve(options) => return serve::serve(&args.connection, options),
+        other => other,
+    };
+    let client = Client::connect(&args.connection)?;
+    match command {
+        Command::Serve(_) => Ok(DONE),
+        Command::Node(node) => node::run(&client, node),
+        Command::Plan(plan) => change::plan(&client, &plan),
+        Command::Apply(apply) => change::apply(&client, &apply),
+        Command::Delete(delete) => change::delete(&client, &delete),
+        Command::App(app) => change::app(&client, &app),
+        Command::Get(get) => read::get(&client, &get),
+        Command::Describe(describe) => read::describe(&client, &describe),
+        Command::Events(events) => read::events(&client, &events),
+        Command::Logs(logs) => read::logs(&client, &logs),
+        Command::Wait(wait) => read::wait(&client, &wait),
+    }
+}

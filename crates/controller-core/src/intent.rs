@@ -80,7 +80,7 @@ impl Intent {
 
 /// Whether an app is to run on a device.
 pub fn is_chosen(app: &AppSpec, device: &Object<DeviceSpec>) -> bool {
-    let is_named = app.devices.iter().any(|name| *name == device.name);
+    let is_named = app.devices.contains(&device.name);
     let carries = |labels: &BTreeMap<String, String>| {
         labels.iter().all(|(key, value)| device.labels.get(key) == Some(value))
     };

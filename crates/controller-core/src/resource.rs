@@ -441,6 +441,7 @@ impl core::fmt::Debug for SecretSpec {
 }
 
 /// The part of an object that its kind decides.
+#[allow(clippy::large_enum_variant, reason = "one per object of the intent, never in a hot path")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Spec {
     Device(DeviceSpec),

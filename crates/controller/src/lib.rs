@@ -1,2 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
+//! The controller: one process, one TLS port, one data directory.
+//!
+//! | path | what | module |
+//! |---|---|---|
+//! | `/api/v2/edgedevice/…` | what nodes ask and report (eve-api) | `device_api` |
+//! | `/apis/selvedge/v1alpha1/…`, `/openapi.json`, `/healthz` | what operators ask | [`operator_api`] |
+//! | `/v2/…` | the OCI registry | [`registry`] |
+//!
+//! Decisions are in `controller-core`; here are the store, keys, listener and what devices reported.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod ca;
+mod change;
+mod device_api;
+mod files;
+mod node;
+mod objects;
+mod observed;
+pub mod operator_api;
 pub mod registry;
+mod seal;
+mod serve;
+mod server;
+mod state;
+mod store;
+
+pub use serve::{Options, ServeError, serve};

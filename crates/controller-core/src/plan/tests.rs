@@ -185,7 +185,7 @@ fn a_new_image_purges_and_a_new_value_restarts() {
         purge: 0,
     };
     let mut ledgers = BTreeMap::new();
-    let first = run(&intent(&[base.clone()], 1), &mut ledgers, 1);
+    let first = run(&intent(core::slice::from_ref(&base), 1), &mut ledgers, 1);
     let lines = |old: &Computed, new: &Computed| -> Vec<String> {
         diff(Some(&old.config), Some(&new.config))
             .iter()

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Client of the operator API.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use controller::operator_api::{BASE, Problem};
+use controller_core::resource::{DEFAULT_PROJECT, Kind};
+use serde_json::Value;
+use ureq::Agent;
+use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
+
+use crate::args::Connection;
+
+/// A plan of a large fleet takes a while.
+const TIMEOUT: Duration = Duration::from_secs(120);
+/// Largest answer.
+const MAX_ANSWER_BYTES: u64 = 256 * 1024 * 1024;
+
+/// The controller said no.
+#[derive(Debug)]
+pub(crate) struct ApiError {
+    pub(crate) problem: Problem,
+}
+
+impl ApiError {
+    /// Something has changed meanwhile; what was asked would be right otherwise.
+    pub(crate) fn is_refusal(&self) -> bool {
+        self.problem.status == 409
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problem.detail)?;
+        for error in &self.problem.errors {
+            let dot = if error.object.is_empty() { "" } else { ": " };
+            write!(f, "\n  {}{dot}{}: {}", error.object, error.path, error.message)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ApiError {}
+
+#[derive(Debug)]
+pub(crate) struct Client {
+    agent: Agent,
+    base: String,
+    token: String,
+}
+
+impl Client {
+    pub(crate) fn connect(connection: &Connection) -> anyhow::Result<Client> {
+        let data = &connection.data;
+        let hint =
+            "give --data, or --server, --token and --ca (or SELVEDGE_SERVER, SELVEDGE_TOKEN, SELVEDGE_CA)";
+        let read = |name: &str| {
+            let path = data.join(name);
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}; {hint}", path.display()))
+        };
+        let server = match &connection.server {
+            Some(server) => server.trim_end_matches('/').to_owned(),
+            None => {
+                let file: Value =
+                    serde_json::from_str(&read("client.json")?).context("client.json is damaged")?;
+                file["server"].as_str().ok_or_else(|| anyhow!("client.json names no server"))?.to_owned()
+            }
+        };
+        let token = match &connection.token {
+            Some(token) => token.trim().to_owned(),
+            None => read("admin-token")?.trim().to_owned(),
+        };
+        let ca = match &connection.ca {
+            Some(path) => {
+                std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
+            }
+            None => read("pki/root-certificate.pem")?,
+        };
+        let root = Certificate::from_pem(ca.as_bytes()).context("the root certificate is no PEM")?;
+        let tls = TlsConfig::builder()
+            .provider(TlsProvider::Rustls)
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .root_certs(RootCerts::new_with_certs(&[root]))
+            .build();
+        let agent = Agent::config_builder()
+            .tls_config(tls)
+            .http_status_as_error(false)
+            .proxy(None)
+            .timeout_global(Some(TIMEOUT))
+            .user_agent(concat!("selvedge/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .new_agent();
+        Ok(Client { agent, base: format!("{server}{BASE}/projects/{DEFAULT_PROJECT}"), token })
+    }
+
+    /// Path below the project, with names as they stand.
+    pub(crate) fn get(&self, path: &str) -> anyhow::Result<Value> {
+        let url = format!("{}/{path}", self.base);
+        let answer = self.agent.get(&url).header("Authorization", format!("Bearer {}", self.token)).call();
+        self.read(answer)
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let url = format!("{}/{path}", self.base);
+        let answer = self
+            .agent
+            .post(&url)
+            .header("Authorization", format!("Bearer {}", self.token))
+            .header("Content-Type", "application/json")
+            .send(body.to_string());
+        self.read(answer)
+    }
+
+    fn read(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> anyhow::Result<Value> {
+        let mut answer = answer.with_context(|| format!("cannot reach the controller at {}", self.base))?;
+        let text = answer.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_string()?;
+        if answer.status().is_success() {
+            return serde_json::from_str(&text).context("the controller's answer is no JSON");
+        }
+        match serde_json::from_str::<Problem>(&text) {
+            Ok(problem) => Err(ApiError { problem }.into()),
+            Err(_) => Err(anyhow!("the controller answered {}: {}", answer.status(), text.trim())),
+        }
+    }
+}
+
+/// `KIND/NAME`, or `KIND` and `NAME` as two words. The name may be missing.
+pub(crate) fn parse_object(words: &[String]) -> anyhow::Result<(Kind, Option<String>)> {
+    let (kind, name) = match words {
+        [one] => match one.split_once('/') {
+            Some((kind, name)) => (kind, Some(name.to_owned())),
+            None => (one.as_str(), None),
+        },
+        [kind, name] => (kind.as_str(), Some(name.clone())),
+        _ => return Err(anyhow!("name an object like app/hello")),
+    };
+    let kinds = || Kind::ALL.map(Kind::singular).join(", ");
+    let kind = Kind::parse(kind)
+        .ok_or_else(|| anyhow!("there is no kind called '{kind}'; kinds are {}", kinds()))?;
+    let is_plain = |name: &String| {
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'))
+    };
+    if let Some(name) = name.as_ref().filter(|name| !is_plain(name)) {
+        return Err(anyhow!("'{name}' cannot be the name of an object"));
+    }
+    Ok((kind, name))
+}
+
+/// An object with its name.
+pub(crate) fn parse_named(text: &str) -> anyhow::Result<(Kind, String)> {
+    let (kind, name) = parse_object(&[text.to_owned()])?;
+    Ok((kind, name.ok_or_else(|| anyhow!("'{text}' is no KIND/NAME like app/hello"))?))
+}

@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `get`, `describe`, `events`, `logs`, `wait`.
+
+use std::io::Write as _;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+use controller_core::resource::Kind;
+use serde_json::Value;
+
+use crate::args::{DescribeArgs, EventsArgs, Format, GetArgs, LogsArgs, WaitArgs};
+use crate::client::{ApiError, Client, parse_named, parse_object};
+use crate::output::{cell, print_json, print_yaml, table};
+use crate::{DIFFERENT, DONE};
+
+/// Between two looks while waiting or following.
+const PAUSE: Duration = Duration::from_millis(300);
+
+fn put(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(())
+}
+
+pub(crate) fn get(client: &Client, args: &GetArgs) -> anyhow::Result<u8> {
+    let (kind, name) = parse_object(&args.object)?;
+    let reports =
+        [("history", args.history), ("info", args.info), ("metrics", args.metrics), ("config", args.config)];
+    if let Some((report, _)) = reports.iter().find(|(_, wanted)| *wanted) {
+        let (Kind::Device, Some(name)) = (kind, &name) else {
+            return Err(anyhow!("--{report} wants a device: get device/NAME --{report}"));
+        };
+        print_json(&client.get(&format!("devices/{name}/{report}"))?)?;
+        return Ok(DONE);
+    }
+    let (items, whole) = match &name {
+        Some(name) => {
+            let one = client.get(&format!("{}/{name}", kind.plural()))?;
+            (vec![one.clone()], one)
+        }
+        None => {
+            let query = args.selector.as_ref().map(|s| format!("?labelSelector={s}")).unwrap_or_default();
+            let list = client.get(&format!("{}{query}", kind.plural()))?;
+            (list["items"].as_array().cloned().unwrap_or_default(), list)
+        }
+    };
+    match args.output {
+        Format::Json => print_json(&whole)?,
+        Format::Yaml => print_yaml(&whole)?,
+        Format::Name => {
+            put(&items
+                .iter()
+                .map(|i| format!("{}/{}\n", kind.singular(), cell(i, "/metadata/name")))
+                .collect::<String>())?;
+        }
+        Format::Table | Format::Wide => {
+            if items.is_empty() {
+                eprintln!("no {}", kind.plural());
+            } else {
+                put(&objects_table(kind, &items, args.output == Format::Wide))?;
+            }
+        }
+    }
+    Ok(DONE)
+}
+
+fn condition<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
+    object.pointer("/status/conditions")?.as_array()?.iter().find(|condition| condition["type"] == name)
+}
+
+fn condition_text(object: &Value, name: &str) -> String {
+    condition(object, name).map_or_else(String::new, |c| match c["status"].as_str() {
+        Some("True") => "yes".into(),
+        _ => format!("no ({})", c["reason"].as_str().unwrap_or_default()),
+    })
+}
+
+/// Columns by kind: title, and a path or the name of a condition; the last ones only when wide.
+fn columns(kind: Kind) -> (&'static [(&'static str, &'static str)], usize) {
+    match kind {
+        Kind::Device => (
+            &[
+                ("NAME", "/metadata/name"),
+                ("CONNECTED", "Connected"),
+                ("ATTESTED", "Attested"),
+                ("CONFIG", "ConfigApplied"),
+                ("LAST SEEN", "/status/lastSeen"),
+                ("SERIAL", "/status/serial"),
+                ("ID", "/status/id"),
+                ("ADDRESSES", "/status/reported/addresses"),
+                ("LABELS", "/metadata/labels"),
+            ],
+            5,
+        ),
+        Kind::App => (
+            &[
+                ("NAME", "/metadata/name"),
+                ("READY", "Ready"),
+                ("RUNNING", "/status/running"),
+                ("DEVICES", "/status/total"),
+                ("IMAGE", "/spec/image"),
+                ("PORTS", "/spec/ports"),
+                ("LABELS", "/metadata/labels"),
+            ],
+            5,
+        ),
+        Kind::JoinToken => (
+            &[
+                ("NAME", "/metadata/name"),
+                ("DEVICES", "/status/devices"),
+                ("ATTESTATION", "/status/attestationPolicy"),
+                ("SERIALS", "/spec/serials"),
+                ("SOFT SERIALS", "/spec/softSerials"),
+            ],
+            3,
+        ),
+        Kind::Network => (
+            &[
+                ("NAME", "/metadata/name"),
+                ("KIND", "/spec/kind"),
+                ("SUBNET", "/spec/subnet"),
+                ("PORT", "/spec/port"),
+            ],
+            3,
+        ),
+        Kind::Registry => {
+            (&[("NAME", "/metadata/name"), ("URL", "/spec/url"), ("CREDENTIALS", "/spec/credentials")], 3)
+        }
+        Kind::Secret => (&[("NAME", "/metadata/name"), ("KEYS", "/status/keys")], 2),
+    }
+}
+
+fn objects_table(kind: Kind, items: &[Value], is_wide: bool) -> String {
+    let (all, narrow) = columns(kind);
+    let columns = if is_wide { all } else { &all[..narrow.min(all.len())] };
+    let rows: Vec<Vec<String>> = items
+        .iter()
+        .map(|item| {
+            let text = |path: &str| {
+                if path.starts_with('/') { cell(item, path) } else { condition_text(item, path) }
+            };
+            columns.iter().map(|(_, path)| text(path)).collect()
+        })
+        .collect();
+    let head: Vec<&str> = columns.iter().map(|(title, _)| *title).collect();
+    table(&head, &rows)
+}
+
+pub(crate) fn describe(client: &Client, args: &DescribeArgs) -> anyhow::Result<u8> {
+    let (kind, name) = parse_object(&args.object)?;
+    let name = name.ok_or_else(|| anyhow!("describe wants KIND/NAME"))?;
+    let object = client.get(&format!("{}/{name}", kind.plural()))?;
+    let conditions: Vec<Vec<String>> = object
+        .pointer("/status/conditions")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .map(|c| ["/type", "/status", "/reason", "/message"].iter().map(|key| cell(c, key)).collect())
+        .collect();
+    let mut rest = object.clone();
+    if let Some(status) = rest.get_mut("status").and_then(Value::as_object_mut) {
+        status.remove("conditions");
+    }
+    print_yaml(&rest)?;
+    if !conditions.is_empty() {
+        put(&format!("\n{}", table(&["CONDITION", "STATUS", "REASON", "MESSAGE"], &conditions)))?;
+    }
+    let real_name = cell(&object, "/metadata/name");
+    let events = client.get(&format!("events?object={}/{real_name}", kind.singular()))?;
+    let items = events["items"].as_array().cloned().unwrap_or_default();
+    if !items.is_empty() {
+        let last = &items[items.len().saturating_sub(10)..];
+        put(&format!("\n{}", table(EVENT_HEAD, &last.iter().map(event_row).collect::<Vec<_>>())))?;
+    }
+    Ok(DONE)
+}
+
+const EVENT_HEAD: &[&str] = &["TIME", "OBJECT", "REASON", "MESSAGE"];
+
+fn event_row(event: &Value) -> Vec<String> {
+    vec![cell(event, "/at"), cell(event, "/object"), cell(event, "/reason"), cell(event, "/message")]
+}
+
+pub(crate) fn events(client: &Client, args: &EventsArgs) -> anyhow::Result<u8> {
+    let object = args.object.as_deref().map(parse_named).transpose()?;
+    if args.history {
+        let Some((Kind::Device, name)) = object else {
+            return Err(anyhow!("--history wants a device: events device/NAME --history"));
+        };
+        print_json(&client.get(&format!("devices/{name}/history"))?)?;
+        return Ok(DONE);
+    }
+    let filter = object.map(|(kind, name)| format!("&object={}/{name}", kind.singular())).unwrap_or_default();
+    let mut after = 0;
+    loop {
+        let list = client.get(&format!("events?after={after}{filter}"))?;
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        match args.output {
+            Format::Json if !args.follow => print_json(&list)?,
+            Format::Yaml if !args.follow => print_yaml(&list)?,
+            Format::Json | Format::Yaml => {
+                put(&items.iter().map(|item| format!("{item}\n")).collect::<String>())?;
+            }
+            _ if args.follow => {
+                put(&items
+                    .iter()
+                    .map(|item| format!("{}\n", event_row(item).join("  ")))
+                    .collect::<String>())?;
+            }
+            _ => put(&table(EVENT_HEAD, &items.iter().map(event_row).collect::<Vec<_>>()))?,
+        }
+        if !args.follow {
+            return Ok(DONE);
+        }
+        after = items.last().and_then(|item| item["sequence"].as_u64()).unwrap_or(after);
+        sleep(PAUSE);
+    }
+}
+
+pub(crate) fn logs(client: &Client, args: &LogsArgs) -> anyhow::Result<u8> {
+    let object = if args.object.contains('/') { args.object.clone() } else { format!("app/{}", args.object) };
+    let (kind, name) = parse_named(&object)?;
+    if !matches!(kind, Kind::App | Kind::Device) {
+        return Err(anyhow!("logs are of app/NAME or device/NAME"));
+    }
+    let device = args.device.as_ref().map(|device| format!("&device={device}")).unwrap_or_default();
+    // Numbers rise per device, so what was shown is remembered per device.
+    let mut seen: std::collections::BTreeMap<String, u64> = std::collections::BTreeMap::new();
+    loop {
+        let tail = format!(
+            "{}/{name}/logs?tail={}{device}",
+            kind.plural(),
+            if seen.is_empty() { args.tail } else { 5000 }
+        );
+        let list = client.get(&tail)?;
+        for line in list["items"].as_array().into_iter().flatten() {
+            let device = cell(line, "/device");
+            let number = line["sequence"].as_u64().unwrap_or(0);
+            let last = seen.entry(device).or_default();
+            if number <= *last {
+                continue;
+            }
+            *last = number;
+            put(&log_line(line, args.output))?;
+        }
+        if !args.follow {
+            return Ok(DONE);
+        }
+        sleep(PAUSE);
+    }
+}
+
+fn log_line(line: &Value, format: Format) -> String {
+    match format {
+        Format::Json | Format::Yaml => format!("{line}\n"),
+        Format::Wide => format!(
+            "{}  {}  {}  {}  {}\n",
+            cell(line, "/timestamp/seconds"),
+            cell(line, "/device"),
+            cell(line, "/source"),
+            cell(line, "/severity"),
+            cell(line, "/content").trim_end()
+        ),
+        Format::Table | Format::Name => format!("{}\n", cell(line, "/content").trim_end()),
+    }
+}
+
+pub(crate) fn wait(client: &Client, args: &WaitArgs) -> anyhow::Result<u8> {
+    let (kind, name) = parse_named(&args.object)?;
+    let wanted = args.condition.strip_prefix("condition=").unwrap_or(&args.condition);
+    let (condition_name, status) = wanted.split_once('=').unwrap_or((wanted, "True"));
+    let end = Instant::now() + args.timeout;
+    let mut last = String::new();
+    loop {
+        let (is_true, why) = match client.get(&format!("{}/{name}", kind.plural())) {
+            Ok(object) => look(&object, condition_name, status)?,
+            Err(error) => match error.downcast_ref::<ApiError>() {
+                Some(api) if api.problem.status == 404 => (wanted == "deleted", "it does not exist".into()),
+                _ => return Err(error),
+            },
+        };
+        if is_true {
+            return Ok(DONE);
+        }
+        if why != last {
+            eprintln!("waiting for {}: {why}", args.object);
+            last = why;
+        }
+        if Instant::now() >= end {
+            eprintln!("{} is not {wanted} after {} s", args.object, args.timeout.as_secs());
+            return Ok(DIFFERENT);
+        }
+        sleep(PAUSE);
+    }
+}
+
+fn look(object: &Value, name: &str, status: &str) -> anyhow::Result<(bool, String)> {
+    match name {
+        "exists" => return Ok((true, String::new())),
+        "deleted" => return Ok((false, "it still exists".into())),
+        _ => {}
+    }
+    let Some(found) = condition(object, name) else {
+        let known: Vec<String> = object
+            .pointer("/status/conditions")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .map(|c| cell(c, "/type"))
+            .collect();
+        // Some conditions appear later; a kind without any never gets one.
+        if known.is_empty() {
+            return Err(anyhow!("this kind has no conditions to wait for"));
+        }
+        return Ok((false, format!("no condition {name} yet (there are {})", known.join(", "))));
+    };
+    let why = format!(
+        "{name} is {} ({}) {}",
+        cell(found, "/status"),
+        cell(found, "/reason"),
+        cell(found, "/message")
+    );
+    Ok((found["status"] == status, why))
+}

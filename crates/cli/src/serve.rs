@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `serve`: the controller.
+
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use controller::Options;
+use tracing_subscriber::EnvFilter;
+
+use crate::DONE;
+use crate::args::{Connection, ServeArgs};
+
+/// Reads `35s`, `500ms`, `2m` or plain seconds.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| format!("'{text}' is no time like 35s"))?;
+    match &text[digits.len()..] {
+        "" | "s" => Ok(Duration::from_secs(number)),
+        "ms" => Ok(Duration::from_millis(number)),
+        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
+        unit => Err(format!("'{unit}' is no unit of time; use ms, s or m")),
+    }
+}
+
+pub(crate) fn serve(connection: &Connection, args: ServeArgs) -> anyhow::Result<u8> {
+    let filter = EnvFilter::try_from_env("SELVEDGE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    let data = std::path::absolute(&connection.data).context("the data directory has no absolute path")?;
+    let options = Options {
+        data: data.clone(),
+        listen: args.listen,
+        advertise: args.advertise,
+        hold: args.hold,
+        names: args.names,
+        max_connections: args.max_connections,
+    };
+    if options.advertise.as_ref().is_some_and(|text| !is_host_port(text)) {
+        return Err(anyhow!("--advertise wants host:port"));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let data = data.display().to_string();
+    runtime.block_on(controller::serve(options, |address, advertise| {
+        eprintln!("controller listens on {address}, nodes reach it at {advertise}");
+        eprintln!("admin token: {data}/admin-token    root certificate: {data}/pki/root-certificate.pem");
+        eprintln!("next: selvedge --data {data} node bundle --serial '*' --out DIR");
+    }))?;
+    Ok(DONE)
+}
+
+fn is_host_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(duration("35s"), Ok(Duration::from_secs(35)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("0"), Ok(Duration::ZERO));
+        assert!(duration("1h").is_err() && duration("s").is_err() && duration("-1s").is_err());
+    }
+}

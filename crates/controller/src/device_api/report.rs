@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What nodes report: info, metrics, logs, flows, health. Kept as it came; only what is no message is refused.
+
+use std::sync::Arc;
+
+use eve_api::Message as _;
+use eve_api::newlogs::{self, LogEntry};
+use eve_api::wire::flowlog::FlowMessage;
+use eve_api::wire::hardwarehealth::ZHardwareHealth;
+use eve_api::wire::info::ZInfoMsg;
+use eve_api::wire::metrics::ZMetricMsg;
+use eve_api::wire::proxy::ScepProxyRequest;
+use hyper::StatusCode;
+use model::report::Info;
+use uuid::Uuid;
+
+use super::{Answer, Outcome, malformed};
+use crate::node::Node;
+use crate::observed::StreamName;
+use crate::state::{Controller, now_ms};
+
+pub(super) fn info(controller: &Controller, node: &Node, payload: &[u8]) -> Outcome {
+    let message = ZInfoMsg::decode(payload).map_err(|_| malformed("not a ZInfoMsg"))?;
+    let before = controller.observed.info(node.id, now_ms(), &message, payload);
+    tell_of_change(controller, node, before.as_ref().map(|latest| &*latest.bytes), payload);
+    Ok(Answer::done(StatusCode::CREATED))
+}
+
+/// Makes an event of an app's new state.
+fn tell_of_change(controller: &Controller, node: &Node, before: Option<&[u8]>, now: &[u8]) {
+    let app = |bytes: &[u8]| match eve_api::parse::info(bytes).ok()?.info {
+        Info::App(app) => Some(app),
+        _ => None,
+    };
+    let Some(now) = app(now) else { return };
+    let before = before.and_then(app);
+    let is_same = |old: &model::status::AppStatus| old.state == now.state && old.faults == now.faults;
+    if before.as_ref().is_some_and(is_same) {
+        return;
+    }
+    let faults: Vec<String> = now.faults.iter().map(ToString::to_string).collect();
+    let colon = if faults.is_empty() { "" } else { ": " };
+    let message = format!("{:?} on {}{colon}{}", now.state, node.id, faults.join("; "));
+    controller.observed.event(now_ms(), format!("app/{}", now.name), "StateChanged", message);
+}
+
+pub(super) fn metrics(controller: &Controller, node: &Node, payload: &[u8]) -> Outcome {
+    ZMetricMsg::decode(payload).map_err(|_| malformed("not a ZMetricMsg"))?;
+    controller.observed.metrics(node.id, now_ms(), payload);
+    Ok(Answer::done(StatusCode::CREATED))
+}
+
+pub(super) async fn newlogs(controller: &Arc<Controller>, node: Arc<Node>, payload: Vec<u8>) -> Outcome {
+    store_logs(controller.clone(), node, StreamName::DeviceLog, payload).await
+}
+
+pub(super) async fn app_newlogs(
+    controller: &Arc<Controller>,
+    node: Arc<Node>,
+    app: &str,
+    payload: Vec<u8>,
+) -> Outcome {
+    let app: Uuid = app.parse().map_err(|_| malformed("the app's id is no UUID"))?;
+    store_logs(controller.clone(), node, StreamName::AppLog(app), payload).await
+}
+
+/// Unpacks on a thread of its own: a file of 64 KiB may unpack to megabytes.
+async fn store_logs(
+    controller: Arc<Controller>,
+    node: Arc<Node>,
+    stream: StreamName,
+    payload: Vec<u8>,
+) -> Outcome {
+    tokio::task::spawn_blocking(move || {
+        let file = newlogs::read(&payload).map_err(|error| malformed(error.to_string()))?;
+        let lines =
+            file.entries.iter().filter_map(|entry: &LogEntry| serde_json::to_vec(entry).ok()).collect();
+        controller.observed.logs(node.id, stream, now_ms(), lines);
+        Ok(Answer::done(StatusCode::CREATED))
+    })
+    .await?
+}
+
+/// Flow logs are read and counted as taken; nobody looks at them yet.
+pub(super) fn flowlog(payload: &[u8]) -> Outcome {
+    FlowMessage::decode(payload).map_err(|_| malformed("not a FlowMessage"))?;
+    Ok(Answer::done(StatusCode::CREATED))
+}
+
+pub(super) fn hardware_health(payload: &[u8]) -> Outcome {
+    ZHardwareHealth::decode(payload).map_err(|_| malformed("not a ZHardwareHealth"))?;
+    Ok(Answer::done(StatusCode::CREATED))
+}
+
+/// No SCEP profile can be configured, so every one is unknown.
+pub(super) fn scep(payload: &[u8]) -> Outcome {
+    ScepProxyRequest::decode(payload).map_err(|_| malformed("not a SCEPProxyRequest"))?;
+    Err(Answer::refuse(StatusCode::FORBIDDEN, "unknown SCEP profile"))
+}

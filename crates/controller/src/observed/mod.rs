@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What devices reported: the newest info of each object and the newest metrics in memory, everything else in segments
+//! on disk with quotas.
+//!
+//! Never in the intent store. After a restart the newest info is read back when first looked at.
+
+mod segment;
+mod writer;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use eve_api::Message as _;
+use eve_api::wire::info::ZInfoMsg;
+use eve_api::wire::info::z_info_msg::InfoContent;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+pub(crate) use segment::{Kind, Record};
+pub(crate) use writer::StreamName;
+use writer::Writer;
+
+use crate::files;
+use crate::node::lock;
+
+/// Locks over which devices are spread.
+const SHARDS: usize = 64;
+/// Objects remembered per device; a device that reports more is broken.
+const MAX_OBJECTS: usize = 4096;
+
+/// The newest message about an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Latest {
+    pub at_ms: i64,
+    pub bytes: Arc<[u8]>,
+}
+
+/// The newest of everything of one device.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceView {
+    /// By object, see [`object_of`].
+    pub info: BTreeMap<String, Latest>,
+    pub metrics: Option<Latest>,
+    /// The segments were read.
+    is_loaded: bool,
+}
+
+/// Something that happened, for the operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Event {
+    #[serde(default)]
+    pub sequence: u64,
+    pub at_ms: i64,
+    /// `device/x`, `app/y`.
+    pub object: String,
+    /// Stable CamelCase word.
+    pub reason: String,
+    pub message: String,
+}
+
+#[derive(Debug)]
+pub struct Observed {
+    shards: Vec<Mutex<HashMap<Uuid, DeviceView>>>,
+    writer: Writer,
+}
+
+impl Observed {
+    pub fn open(dir: &Path) -> io::Result<Observed> {
+        files::private_dir(dir).map_err(io::Error::other)?;
+        Ok(Observed {
+            shards: (0..SHARDS).map(|_| Mutex::new(HashMap::new())).collect(),
+            writer: Writer::start(dir.to_owned())?,
+        })
+    }
+
+    fn shard(&self, device: Uuid) -> &Mutex<HashMap<Uuid, DeviceView>> {
+        &self.shards[usize::from(device.as_bytes()[15]) % SHARDS]
+    }
+
+    /// Takes in an info message; gives the one it replaces.
+    pub fn info(&self, device: Uuid, at_ms: i64, message: &ZInfoMsg, bytes: &[u8]) -> Option<Latest> {
+        let object = object_key(message);
+        let before = {
+            let mut shard = lock(self.shard(device));
+            let view = shard.entry(device).or_default();
+            let before = view.info.get(&object).cloned();
+            if before.is_some() || view.info.len() < MAX_OBJECTS {
+                view.info.insert(object.clone(), Latest { at_ms, bytes: bytes.into() });
+            }
+            before
+        };
+        self.writer.append(device, StreamName::Info, at_ms, vec![(object, bytes.to_vec())]);
+        before
+    }
+
+    pub fn metrics(&self, device: Uuid, at_ms: i64, bytes: &[u8]) {
+        lock(self.shard(device)).entry(device).or_default().metrics =
+            Some(Latest { at_ms, bytes: bytes.into() });
+    }
+
+    /// Appends log lines, each a JSON document.
+    pub fn logs(&self, device: Uuid, stream: StreamName, at_ms: i64, lines: Vec<Vec<u8>>) {
+        let records = lines.into_iter().map(|line| (String::new(), line)).collect();
+        self.writer.append(device, stream, at_ms, records);
+    }
+
+    /// Enters an event.
+    pub fn event(&self, at_ms: i64, object: String, reason: &str, message: String) {
+        tracing::info!(%object, reason, %message, "event");
+        let event = Event { sequence: 0, at_ms, object, reason: reason.into(), message };
+        if let Ok(bytes) = serde_json::to_vec(&event) {
+            self.writer.append(Uuid::nil(), StreamName::Events, at_ms, vec![(String::new(), bytes)]);
+        }
+    }
+
+    /// All events that are kept, oldest first.
+    pub async fn events(&self) -> io::Result<Vec<Event>> {
+        let records = self.writer.read(Uuid::nil(), StreamName::Events).await?;
+        let read = |record: Record| {
+            let event: Event = serde_json::from_slice(&record.bytes).ok()?;
+            Some(Event { sequence: record.sequence, ..event })
+        };
+        Ok(records.into_iter().filter_map(read).collect())
+    }
+
+    /// Records of a stream as they came, oldest first.
+    pub async fn history(&self, device: Uuid, stream: StreamName) -> io::Result<Vec<Record>> {
+        let mut records = self.writer.read(device, stream).await?;
+        records.retain(|record| record.kind == Kind::Message);
+        Ok(records)
+    }
+
+    /// The newest of everything.
+    pub async fn view(&self, device: Uuid) -> io::Result<DeviceView> {
+        let loaded = |view: &DeviceView| view.is_loaded.then(|| view.clone());
+        if let Some(view) = lock(self.shard(device)).get(&device).and_then(loaded) {
+            return Ok(view);
+        }
+        let records = self.writer.read(device, StreamName::Info).await?;
+        let mut shard = lock(self.shard(device));
+        let view = shard.entry(device).or_default();
+        let mut stored: BTreeMap<String, Latest> = BTreeMap::new();
+        for record in records {
+            let latest = Latest { at_ms: record.at_ms, bytes: record.bytes.into() };
+            stored.insert(object_of(&latest.bytes), latest);
+        }
+        // What came since the start is newer than what was read.
+        for (object, latest) in stored {
+            view.info.entry(object).or_insert(latest);
+        }
+        view.is_loaded = true;
+        Ok(view.clone())
+    }
+
+    /// Drops everything of a device.
+    pub fn forget(&self, device: Uuid) {
+        lock(self.shard(device)).remove(&device);
+        self.writer.forget(device);
+    }
+}
+
+/// The object a stored message speaks of.
+pub(crate) fn object_of(bytes: &[u8]) -> String {
+    ZInfoMsg::decode(bytes).map_or_else(|_| "unreadable".into(), |message| object_key(&message))
+}
+
+/// The object an info message speaks of: its type, and an id where the type has several objects.
+pub(crate) fn object_key(message: &ZInfoMsg) -> String {
+    match &message.info_content {
+        Some(InfoContent::Dinfo(_)) => "device".into(),
+        Some(InfoContent::Ainfo(app)) => format!("app/{}", app.app_id),
+        Some(InfoContent::Niinfo(network)) => format!("network/{}", network.network_id),
+        Some(InfoContent::Vinfo(volume)) => format!("volume/{}#{}", volume.uuid, volume.generation_count),
+        Some(InfoContent::Cinfo(tree)) => format!("content/{}", tree.uuid),
+        Some(InfoContent::Amdinfo(data)) => format!("metadata/{}/{}", data.uuid, data.r#type),
+        _ => format!("type/{}", message.ztype),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use eve_api::wire::info::ZInfoApp;
+
+    fn message(app: &str, name: &str) -> (ZInfoMsg, Vec<u8>) {
+        let app = ZInfoApp { app_id: app.into(), app_name: name.into(), ..ZInfoApp::default() };
+        let message =
+            ZInfoMsg { ztype: 3, info_content: Some(InfoContent::Ainfo(app)), ..ZInfoMsg::default() };
+        let bytes = message.encode_to_vec();
+        (message, bytes)
+    }
+
+    #[tokio::test]
+    async fn the_newest_of_each_object_and_a_thousand_messages_survive_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let device = Uuid::from_u128(7);
+        let observed = Observed::open(dir.path()).unwrap();
+        let (quiet, bytes) = message("quiet", "only once");
+        observed.info(device, 1, &quiet, &bytes);
+        // Long names, so that segments change several times.
+        for index in 0..5000 {
+            let (noisy, bytes) = message("noisy", &format!("{index} {}", "x".repeat(1500)));
+            observed.info(device, 2 + index, &noisy, &bytes);
+        }
+        observed.view(device).await.unwrap();
+        drop(observed);
+
+        let observed = Observed::open(dir.path()).unwrap();
+        let history = observed.history(device, StreamName::Info).await.unwrap();
+        assert!(history.len() >= 1000, "{}", history.len());
+        assert!(history.windows(2).all(|pair| pair[0].sequence < pair[1].sequence));
+        assert_eq!(history.last().map(|record| record.at_ms), Some(5001));
+        let view = observed.view(device).await.unwrap();
+        assert_eq!(view.info["app/quiet"].at_ms, 1);
+        assert_eq!(view.info["app/noisy"].at_ms, 5001);
+        observed.forget(device);
+        assert!(observed.view(device).await.unwrap().info.is_empty());
+    }
+}

@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The operator API v1alpha1: objects over REST, plans, events, and what devices reported.
+//!
+//! Every path but `/healthz` and `/openapi.json` wants the admin token as bearer. Errors are problem+json (RFC 9457).
+//! The CLI uses nothing else.
+
+#![allow(clippy::result_large_err, reason = "a problem is made once per refused request")]
+
+mod openapi;
+mod problem;
+mod view;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use controller_core::resource::{DEFAULT_PROJECT, Kind};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::change::Change;
+use crate::objects::{self, Sent, Stored};
+use crate::state::Controller;
+pub use openapi::document as openapi_document;
+pub use problem::Problem;
+
+/// Where everything lives.
+pub const BASE: &str = "/apis/selvedge/v1alpha1";
+/// Largest request: a change of many objects.
+const MAX_BODY_BYTES: usize = 32 * 1024 * 1024;
+
+type Api = Arc<Controller>;
+type Answered = Result<Response, Problem>;
+
+/// All routes.
+pub fn router(controller: Api) -> Router {
+    let project = Router::new()
+        .route("/plan", post(plan))
+        .route("/apply", post(apply))
+        .route("/events", get(events))
+        .route("/devices/{name}/history", get(view::history))
+        .route("/devices/{name}/info", get(view::info))
+        .route("/devices/{name}/metrics", get(view::metrics))
+        .route("/devices/{name}/config", get(view::config))
+        .route("/devices/{name}/logs", get(view::device_logs))
+        .route("/apps/{name}/logs", get(view::app_logs))
+        .route("/jointokens/{name}/bundle", get(view::bundle))
+        .route("/{plural}", get(list))
+        .route("/{plural}/{name}", get(get_one).put(put_one).delete(delete_one));
+    let protected = Router::new()
+        .nest(&format!("{BASE}/projects/{{project}}"), project)
+        .layer(axum::middleware::from_fn_with_state(controller.clone(), guard));
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/openapi.json", get(|| async { Json(openapi::document()) }))
+        .merge(protected)
+        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "NotFound", "no such path") })
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(controller)
+}
+
+async fn guard(State(controller): State<Api>, headers: HeaderMap, request: Request, next: Next) -> Response {
+    let token = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.strip_prefix("Bearer "));
+    let is_admin = token.is_some_and(|token| is_same_secret(token.trim(), &controller.admin_token));
+    if !is_admin {
+        return Problem::new(StatusCode::UNAUTHORIZED, "Unauthorized", "a bearer token is needed")
+            .next("give --token, or run on the controller's host with --data")
+            .into_response();
+    }
+    let base = format!("{BASE}/projects/");
+    let project = request.uri().path().strip_prefix(&base).and_then(|rest| rest.split('/').next());
+    if project != Some(DEFAULT_PROJECT) {
+        let detail = format!("project {} does not exist", project.unwrap_or_default());
+        return Problem::new(StatusCode::NOT_FOUND, "NotFound", detail).into_response();
+    }
+    next.run(request).await
+}
+
+/// Compares secrets in a time that does not tell where they differ.
+pub fn is_same_secret(left: &str, right: &str) -> bool {
+    let digest = |text: &str| ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    digest(left).as_ref() == digest(right).as_ref()
+}
+
+/// Runs what blocks on a thread that may.
+async fn blocking<T: Send + 'static>(
+    controller: &Api,
+    run: impl FnOnce(&Controller) -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    let controller = controller.clone();
+    tokio::task::spawn_blocking(move || run(&controller)).await.map_err(|_| Problem::internal())?
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct ChangeBody {
+    objects: Vec<Value>,
+    /// `kind/name`.
+    delete: Vec<String>,
+    /// Hash of the plan that may be carried out.
+    plan: Option<String>,
+}
+
+fn read_change(body: &Bytes) -> Result<(Change, Option<String>), Problem> {
+    let body: ChangeBody = serde_json::from_slice(body)
+        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "Malformed", error.to_string()))?;
+    let mut change = Change::default();
+    for (index, document) in body.objects.iter().enumerate() {
+        change
+            .puts
+            .push(objects::parse(document).map_err(|error| Problem::document(document, index, &error))?);
+    }
+    for text in &body.delete {
+        change.deletes.push(object_name(text)?);
+    }
+    Ok((change, body.plan))
+}
+
+fn object_name(text: &str) -> Result<(Kind, String), Problem> {
+    let parsed = text.split_once('/').and_then(|(kind, name)| Some((Kind::parse(kind)?, name.to_owned())));
+    parsed.ok_or_else(|| {
+        Problem::new(StatusCode::BAD_REQUEST, "Malformed", format!("'{text}' is no KIND/NAME like app/hello"))
+    })
+}
+
+async fn plan(State(api): State<Api>, body: Bytes) -> Answered {
+    let (change, _) = read_change(&body)?;
+    let plan = blocking(&api, move |c| c.plan(&change).map_err(Problem::from)).await?;
+    Ok(Json(plan).into_response())
+}
+
+async fn apply(State(api): State<Api>, body: Bytes) -> Answered {
+    let (change, expected) = read_change(&body)?;
+    let plan = blocking(&api, move |c| c.apply(&change, expected.as_deref()).map_err(Problem::from)).await?;
+    Ok(Json(plan).into_response())
+}
+
+fn kind_of(plural: &str) -> Result<Kind, Problem> {
+    Kind::ALL.into_iter().find(|kind| kind.plural() == plural).ok_or_else(|| {
+        Problem::new(StatusCode::NOT_FOUND, "NotFound", format!("there is no kind called {plural}"))
+            .next(format!("kinds are {}", Kind::ALL.map(Kind::plural).join(", ")))
+    })
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ListQuery {
+    /// `key=value,key=value`.
+    label_selector: Option<String>,
+}
+
+type PathParts = Path<BTreeMap<String, String>>;
+
+fn part<'a>(path: &'a PathParts, key: &str) -> &'a str {
+    path.0.get(key).map_or("", String::as_str)
+}
+
+/// The object of a name; devices also go by their UUID.
+pub(crate) fn find(controller: &Controller, kind: Kind, name: &str) -> Result<Stored, Problem> {
+    let found = controller.with_project(|project| {
+        let by_name = project.stored.get(&(kind, name.to_owned()));
+        let by_id = || {
+            let id: uuid::Uuid = name.parse().ok()?;
+            project.stored.values().find(|stored| stored.kind() == kind && stored.uid == id)
+        };
+        by_name.or_else(by_id).cloned()
+    });
+    found.ok_or_else(|| Problem::no_object(kind, name))
+}
+
+async fn list(State(api): State<Api>, path: PathParts, Query(query): Query<ListQuery>) -> Answered {
+    let kind = kind_of(part(&path, "plural"))?;
+    let wanted: Vec<(&str, &str)> = query
+        .label_selector
+        .iter()
+        .flat_map(|text| text.split(','))
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .collect();
+    let stored: Vec<Stored> = api.with_project(|project| {
+        let all = project.stored.values().filter(|stored| stored.kind() == kind);
+        let carries =
+            |s: &&Stored| wanted.iter().all(|(key, value)| s.labels.get(*key).is_some_and(|v| v == value));
+        all.filter(carries).cloned().collect()
+    });
+    let mut items = Vec::new();
+    for stored in &stored {
+        items.push(view::document(&api, stored).await?);
+    }
+    Ok(Json(json!({
+        "apiVersion": controller_core::resource::API_VERSION,
+        "kind": format!("{}List", kind.name()),
+        "items": items,
+    }))
+    .into_response())
+}
+
+async fn get_one(State(api): State<Api>, path: PathParts) -> Answered {
+    let stored = find(&api, kind_of(part(&path, "plural"))?, part(&path, "name"))?;
+    respond(&api, &stored, StatusCode::OK).await
+}
+
+async fn respond(api: &Api, stored: &Stored, status: StatusCode) -> Answered {
+    let document = view::document(api, stored).await?;
+    let tag = format!("\"{}\"", stored.revision);
+    Ok((status, [(header::ETAG, tag)], Json(document)).into_response())
+}
+
+/// `If-Match: "N"` as a resourceVersion.
+fn if_match(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::IF_MATCH)?.to_str().ok()?;
+    (value != "*").then(|| value.trim_start_matches("W/").trim_matches('"').to_owned())
+}
+
+async fn put_one(State(api): State<Api>, path: PathParts, headers: HeaderMap, body: Bytes) -> Answered {
+    let kind = kind_of(part(&path, "plural"))?;
+    let name = part(&path, "name").to_owned();
+    let document: Value = serde_json::from_slice(&body)
+        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "Malformed", error.to_string()))?;
+    let mut sent: Sent =
+        objects::parse(&document).map_err(|error| Problem::document(&document, 0, &error))?;
+    if sent.kind != kind || sent.metadata.name != name {
+        let detail = format!(
+            "the path names {}/{name}, the body {}/{}",
+            kind.singular(),
+            sent.kind.singular(),
+            sent.metadata.name
+        );
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "Malformed", detail));
+    }
+    if let Some(version) = if_match(&headers) {
+        sent.metadata.resource_version = Some(version);
+    }
+    let is_new = find(&api, kind, &name).is_err();
+    let change = Change { puts: vec![sent], deletes: Vec::new() };
+    blocking(&api, move |c| c.apply(&change, None).map_err(Problem::from)).await?;
+    let stored = find(&api, kind, &name)?;
+    respond(&api, &stored, if is_new { StatusCode::CREATED } else { StatusCode::OK }).await
+}
+
+async fn delete_one(State(api): State<Api>, path: PathParts, headers: HeaderMap) -> Answered {
+    let kind = kind_of(part(&path, "plural"))?;
+    let stored = find(&api, kind, part(&path, "name"))?;
+    if let Some(version) = if_match(&headers)
+        && version != stored.revision.to_string()
+    {
+        return Err(Problem::conflict(kind, &stored.name, &version, &stored.revision.to_string()));
+    }
+    let change = Change { puts: Vec::new(), deletes: vec![(kind, stored.name)] };
+    let plan = blocking(&api, move |c| c.apply(&change, None).map_err(Problem::from)).await?;
+    Ok(Json(plan).into_response())
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct EventQuery {
+    /// `device/x`.
+    object: Option<String>,
+    /// Only events with a higher sequence number.
+    after: u64,
+}
+
+async fn events(State(api): State<Api>, Query(query): Query<EventQuery>) -> Answered {
+    let events = api.observed.events().await.map_err(|_| Problem::internal())?;
+    let wanted = |event: &crate::observed::Event| {
+        event.sequence > query.after && query.object.as_ref().is_none_or(|object| *object == event.object)
+    };
+    let items: Vec<_> = events.into_iter().filter(wanted).collect();
+    Ok(Json(json!({ "items": items })).into_response())
+}
+
+/// Decides about users of the registry: the operator may do all, devices may pull.
+#[derive(Debug)]
+pub struct RegistryUsers {
+    admin_token: String,
+    pull_user: String,
+    pull_password: String,
+}
+
+impl RegistryUsers {
+    pub fn new(controller: &Controller) -> RegistryUsers {
+        RegistryUsers {
+            admin_token: controller.admin_token.clone(),
+            pull_user: controller.site.pull_user.clone(),
+            pull_password: controller.site.pull_password.clone(),
+        }
+    }
+}
+
+impl crate::registry::Authorize for RegistryUsers {
+    fn authorize(
+        &self,
+        credentials: crate::registry::Credentials<'_>,
+        _: Option<&crate::registry::RepositoryName>,
+        action: crate::registry::Action,
+    ) -> crate::registry::Decision {
+        use crate::registry::{Action, Credentials, Decision};
+        let is_device = |user: &str, password: &str| {
+            user == self.pull_user && is_same_secret(password, &self.pull_password)
+        };
+        match credentials {
+            Credentials::Bearer(token) if is_same_secret(token, &self.admin_token) => Decision::Allow,
+            Credentials::Basic { password, .. } if is_same_secret(password, &self.admin_token) => {
+                Decision::Allow
+            }
+            Credentials::Basic { username, password } if is_device(username, password) => match action {
+                Action::Check | Action::Pull => Decision::Allow,
+                Action::Catalog | Action::Push => Decision::Deny,
+            },
+            _ => Decision::Unauthenticated,
+        }
+    }
+}

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The OpenAPI 3.1 document of the operator API, made from the types themselves.
+
+use controller_core::resource::{API_VERSION, Kind, Metadata};
+use schemars::{JsonSchema, SchemaGenerator};
+use serde_json::{Map, Value, json};
+
+use super::{BASE, Problem};
+use crate::change::Plan;
+use crate::objects::spec_schema;
+
+/// The whole document.
+pub fn document() -> Value {
+    let mut schemas = Map::new();
+    schemas.insert("Metadata".into(), schema_of::<Metadata>());
+    schemas.insert("Plan".into(), schema_of::<Plan>());
+    schemas.insert("Problem".into(), schema_of::<Problem>());
+    schemas.insert("Change".into(), change_schema());
+    let mut paths = Map::new();
+    for kind in Kind::ALL {
+        let spec = format!("{}Spec", kind.name());
+        schemas.insert(spec.clone(), plain(spec_schema(kind).to_value()));
+        schemas.insert(kind.name().into(), object_schema(kind, &spec));
+        let base = format!("{BASE}/projects/{{project}}/{}", kind.plural());
+        paths.insert(base.clone(), json!({ "get": list_operation(kind), "parameters": [project()] }));
+        paths.insert(format!("{base}/{{name}}"), one_operations(kind));
+    }
+    let project_path = format!("{BASE}/projects/{{project}}");
+    for (path, what) in [("plan", "What a change would do"), ("apply", "Does a change, all of it or nothing")]
+    {
+        paths.insert(
+            format!("{project_path}/{path}"),
+            json!({ "parameters": [project()], "post": {
+                "summary": what, "operationId": path,
+                "requestBody": { "required": true, "content": json_of("Change") },
+                "responses": answers("Plan", "200"),
+            }}),
+        );
+    }
+    for (path, what) in [
+        ("events", "What happened"),
+        ("devices/{name}/history", "Every info message that is kept"),
+        ("devices/{name}/info", "The newest info of each object"),
+        ("devices/{name}/metrics", "The newest metrics"),
+        ("devices/{name}/config", "The config as the device gets it"),
+        ("devices/{name}/logs", "Log lines of the device's services"),
+        ("apps/{name}/logs", "Log lines of an app"),
+        ("jointokens/{name}/bundle", "Files a node needs to join"),
+    ] {
+        let mut parameters = vec![project()];
+        if path.contains("{name}") {
+            parameters.push(name());
+        }
+        paths.insert(
+            format!("{project_path}/{path}"),
+            json!({ "parameters": parameters, "get": {
+                "summary": what,
+                "responses": { "200": { "description": "ok", "content": { "application/json": { "schema": {} } } }, "default": problem() },
+            }}),
+        );
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": { "title": "Selvedge operator API", "version": "v1alpha1", "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" } },
+        "security": [{ "bearer": [] }],
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": { "bearer": { "type": "http", "scheme": "bearer" } },
+        },
+    })
+}
+
+fn schema_of<T: JsonSchema>() -> Value {
+    let settings = schemars::generate::SchemaSettings::draft2020_12().with(|s| s.inline_subschemas = true);
+    plain(SchemaGenerator::new(settings).into_root_schema_for::<T>().to_value())
+}
+
+/// OpenAPI names the dialect once for the whole document.
+fn plain(mut schema: Value) -> Value {
+    if let Some(map) = schema.as_object_mut() {
+        map.remove("$schema");
+    }
+    schema
+}
+
+fn object_schema(kind: Kind, spec: &str) -> Value {
+    json!({
+        "type": "object",
+        "required": ["apiVersion", "kind", "metadata"],
+        "properties": {
+            "apiVersion": { "const": API_VERSION },
+            "kind": { "const": kind.name() },
+            "metadata": { "$ref": "#/components/schemas/Metadata" },
+            "spec": { "$ref": format!("#/components/schemas/{spec}") },
+            "status": { "type": "object", "readOnly": true },
+        },
+        "additionalProperties": false,
+    })
+}
+
+fn change_schema() -> Value {
+    let objects: Vec<Value> =
+        Kind::ALL.iter().map(|k| json!({ "$ref": format!("#/components/schemas/{}", k.name()) })).collect();
+    json!({
+        "type": "object",
+        "properties": {
+            "objects": { "type": "array", "items": { "oneOf": objects } },
+            "delete": { "type": "array", "items": { "type": "string", "description": "KIND/NAME" } },
+            "plan": { "type": "string", "description": "hash of the plan that may be carried out" },
+        },
+        "additionalProperties": false,
+    })
+}
+
+fn json_of(schema: &str) -> Value {
+    json!({ "application/json": { "schema": { "$ref": format!("#/components/schemas/{schema}") } } })
+}
+
+fn problem() -> Value {
+    json!({ "description": "a problem (RFC 9457)", "content": {
+        "application/problem+json": { "schema": { "$ref": "#/components/schemas/Problem" } } } })
+}
+
+fn answers(schema: &str, code: &str) -> Value {
+    json!({ code: { "description": "ok", "content": json_of(schema) }, "default": problem() })
+}
+
+fn project() -> Value {
+    json!({ "name": "project", "in": "path", "required": true, "schema": { "type": "string", "default": "default" } })
+}
+
+fn name() -> Value {
+    json!({ "name": "name", "in": "path", "required": true, "schema": { "type": "string" } })
+}
+
+fn list_operation(kind: Kind) -> Value {
+    json!({
+        "operationId": format!("list{}", kind.name()),
+        "parameters": [{ "name": "labelSelector", "in": "query", "schema": { "type": "string" } }],
+        "responses": { "200": { "description": "ok", "content": { "application/json": { "schema": {
+            "type": "object",
+            "properties": { "items": { "type": "array", "items": { "$ref": format!("#/components/schemas/{}", kind.name()) } } },
+        } } } }, "default": problem() },
+    })
+}
+
+fn one_operations(kind: Kind) -> Value {
+    let version = json!({ "name": "If-Match", "in": "header", "schema": { "type": "string" },
+        "description": "resourceVersion the object must have" });
+    json!({
+        "parameters": [project(), name()],
+        "get": { "operationId": format!("get{}", kind.name()), "responses": answers(kind.name(), "200") },
+        "put": { "operationId": format!("put{}", kind.name()), "parameters": [version.clone()],
+            "requestBody": { "required": true, "content": json_of(kind.name()) },
+            "responses": answers(kind.name(), "200") },
+        "delete": { "operationId": format!("delete{}", kind.name()), "parameters": [version],
+            "responses": answers("Plan", "200") },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_paths_and_every_reference_resolves() {
+        let document = document();
+        for kind in Kind::ALL {
+            let path = format!("{BASE}/projects/{{project}}/{}/{{name}}", kind.plural());
+            assert!(document["paths"][&path]["put"].is_object(), "{path}");
+        }
+        let text = document.to_string();
+        for reference in text.split("\"#/").skip(1).filter_map(|rest| rest.split('"').next()) {
+            assert!(document.pointer(&format!("/{reference}")).is_some(), "{reference}");
+        }
+    }
+}

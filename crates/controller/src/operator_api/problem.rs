@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Errors of the operator API: problem+json (RFC 9457) with a stable code and what to do next.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use controller_core::resource::Kind;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::change::ChangeError;
+use crate::objects::DocumentError;
+
+/// Prefix of the `type` of every problem; the code follows.
+pub(super) const TYPE_PREFIX: &str = "urn:selvedge:problem:";
+
+/// An error as clients see it.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Problem {
+    /// `urn:selvedge:problem:CODE`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub title: String,
+    pub status: u16,
+    #[serde(default)]
+    pub detail: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_step: Option<String>,
+    /// Fields that are wrong.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldError>,
+}
+
+/// One wrong field.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FieldError {
+    /// `app/hello`; empty when the object has no readable name.
+    pub object: String,
+    /// Number of the document in the request, from 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document: Option<usize>,
+    /// `spec.ports[0]`.
+    pub path: String,
+    pub message: String,
+}
+
+impl Problem {
+    pub fn new(status: StatusCode, code: &str, detail: impl Into<String>) -> Problem {
+        Problem {
+            kind: format!("{TYPE_PREFIX}{code}"),
+            title: code.into(),
+            status: status.as_u16(),
+            detail: detail.into(),
+            next_step: None,
+            errors: Vec::new(),
+        }
+    }
+
+    pub fn next(mut self, step: impl Into<String>) -> Problem {
+        self.next_step = Some(step.into());
+        self
+    }
+
+    pub fn internal() -> Problem {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal", "this side failed; its log says more")
+    }
+
+    pub fn no_object(kind: Kind, name: &str) -> Problem {
+        let detail = format!("{}/{name} does not exist", kind.singular());
+        Problem::new(StatusCode::NOT_FOUND, "NotFound", detail)
+            .next(format!("list them with: selvedge get {}", kind.plural()))
+    }
+
+    pub fn conflict(kind: Kind, name: &str, expected: &str, found: &str) -> Problem {
+        let detail = format!("{}/{name} has resourceVersion {found}, not {expected}", kind.singular());
+        Problem::new(StatusCode::CONFLICT, "Conflict", detail).next("read it again, then repeat the change")
+    }
+
+    /// A document that cannot be read.
+    pub fn document(document: &Value, index: usize, error: &DocumentError) -> Problem {
+        let text = |path: &str| document.pointer(path).and_then(Value::as_str).unwrap_or_default();
+        let kind =
+            Kind::parse(text("/kind")).map_or_else(|| text("/kind").to_owned(), |k| k.singular().into());
+        let object = match text("/metadata/name") {
+            "" => String::new(),
+            name => format!("{kind}/{name}"),
+        };
+        let mut problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", "1 field is wrong");
+        problem.errors.push(FieldError {
+            object,
+            document: Some(index),
+            path: error.path.clone(),
+            message: error.message.clone(),
+        });
+        problem
+    }
+}
+
+impl From<ChangeError> for Problem {
+    fn from(error: ChangeError) -> Problem {
+        match error {
+            ChangeError::Document { kind, name, source } => {
+                let mut problem =
+                    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", "1 field is wrong");
+                problem.errors.push(FieldError {
+                    object: format!("{}/{name}", kind.singular()),
+                    document: None,
+                    path: source.path,
+                    message: source.message,
+                });
+                problem
+            }
+            ChangeError::Twice { .. } | ChangeError::TooMany => {
+                Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", error.to_string())
+            }
+            ChangeError::NotFound { kind, name } => Problem::no_object(kind, &name),
+            ChangeError::Conflict { kind, name, expected, found } => {
+                Problem::conflict(kind, &name, &expected, &found)
+            }
+            ChangeError::Unsound(problems) => {
+                let detail = match problems.len() {
+                    1 => "1 field is wrong".into(),
+                    count => format!("{count} fields are wrong"),
+                };
+                let mut out = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", detail);
+                out.errors = problems
+                    .into_iter()
+                    .map(|problem| FieldError {
+                        object: format!("{}/{}", problem.kind.singular(), problem.name),
+                        document: None,
+                        path: problem.path,
+                        message: problem.message,
+                    })
+                    .collect();
+                out
+            }
+            ChangeError::Stale(plan) => {
+                let detail =
+                    format!("something the plan has read has changed; the plan is now {}", plan.hash);
+                Problem::new(StatusCode::CONFLICT, "PlanStale", detail)
+                    .next("run plan again, read it, and apply its hash")
+            }
+            ChangeError::State(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "a change failed");
+                Problem::internal()
+            }
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(self)).into_response();
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        response
+    }
+}

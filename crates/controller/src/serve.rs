@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Starts everything on a data directory and runs until told to stop.
+//!
+//! ```text
+//! DATA/pki/             keys and certificates          DATA/observed/   what devices reported
+//! DATA/intent.db        intent (SQLite)                DATA/registry/   images
+//! DATA/admin-token      who has it is the operator     DATA/client.json where the CLI finds this controller
+//! ```
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+
+use crate::files;
+use crate::operator_api::{self, RegistryUsers};
+use crate::registry::{self, Registry};
+use crate::server::{self, TlsCert};
+use crate::state::{Controller, Settings, StateError};
+use crate::store::{SqliteStore, StoreError};
+
+/// How often certificates are looked at and given up uploads dropped.
+const CHORES: Duration = Duration::from_secs(600);
+/// Time for requests to end after the signal to stop.
+const STOP_TIME: Duration = Duration::from_secs(2);
+
+/// What `serve` was asked to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub data: PathBuf,
+    pub listen: SocketAddr,
+    /// `host:port` that devices reach; left out: this machine's address.
+    pub advertise: Option<String>,
+    /// Longest time an unchanged config's answer is held.
+    pub hold: Duration,
+    /// More names and addresses for the TLS certificate.
+    pub names: Vec<String>,
+    pub max_connections: usize,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(transparent)]
+    File(#[from] files::FileError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error("registry")]
+    Registry(#[from] registry::OpenError),
+    #[error("TLS")]
+    Tls(#[from] rustls::Error),
+    #[error("listen on {0}")]
+    Listen(SocketAddr, #[source] std::io::Error),
+    #[error("wait for signals")]
+    Signal(#[source] std::io::Error),
+}
+
+/// Runs the controller until SIGINT or SIGTERM. `ready` is called with the address once it listens.
+pub async fn serve(options: Options, ready: impl FnOnce(SocketAddr, &str)) -> Result<(), ServeError> {
+    raise_file_limit();
+    files::private_dir(&options.data)?;
+    let listener =
+        server::listen(options.listen).map_err(|source| ServeError::Listen(options.listen, source))?;
+    let address = listener.local_addr().map_err(|source| ServeError::Listen(options.listen, source))?;
+    let advertise = options.advertise.clone().unwrap_or_else(|| default_advertise(address));
+    let store = Arc::new(SqliteStore::open(&options.data.join("intent.db"))?);
+    let settings = Settings { advertise: advertise.clone(), hold: options.hold };
+    let controller = Arc::new(Controller::open(&options.data, store, settings)?);
+    let registry = Registry::open(options.data.join("registry"))?;
+    let registry = Arc::new(registry.with_authorize(Arc::new(RegistryUsers::new(&controller))));
+
+    let names = tls_names(&options, address, &advertise);
+    let cert = TlsCert::new(controller.ca.tls(&names).map_err(StateError::from)?);
+    let tls = server::tls_config(cert.clone())?;
+    let router = operator_api::router(controller.clone()).merge(registry::router(registry.clone()));
+    let client =
+        serde_json::json!({ "format": 1, "server": format!("https://127.0.0.1:{}", address.port()) });
+    files::write(&options.data.join("client.json"), client.to_string().as_bytes())?;
+
+    let (stop, stopped) = watch::channel(false);
+    let chores = tokio::spawn(do_chores(controller.clone(), registry, cert, names));
+    let server =
+        tokio::spawn(server::serve(listener, tls, controller, router, options.max_connections, stopped));
+    ready(address, &advertise);
+    wait_for_signal().await.map_err(ServeError::Signal)?;
+    tracing::info!("stopping");
+    stop.send_replace(true);
+    chores.abort();
+    // Whether it ended in time or not, the process ends now.
+    let _ = tokio::time::timeout(STOP_TIME, server).await;
+    Ok(())
+}
+
+async fn wait_for_signal() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Renews the TLS certificate and sweeps the registry.
+async fn do_chores(
+    controller: Arc<Controller>,
+    registry: Arc<Registry>,
+    cert: Arc<TlsCert>,
+    names: Vec<String>,
+) {
+    loop {
+        tokio::time::sleep(CHORES).await;
+        let (controller, registry, cert, names) =
+            (controller.clone(), registry.clone(), cert.clone(), names.clone());
+        let done = tokio::task::spawn_blocking(move || {
+            match controller.ca.tls(&names) {
+                Ok(key) => cert.replace(key),
+                Err(error) => tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot renew the TLS certificate"
+                ),
+            }
+            if let Err(error) = registry.sweep(SystemTime::now()) {
+                tracing::error!(%error, "cannot sweep the registry");
+            }
+        });
+        if let Err(error) = done.await {
+            tracing::error!(%error, "chores ended in a panic");
+        }
+    }
+}
+
+/// Each device holds a connection, so the usual 1,024 are few.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// The address this machine has towards others; nothing is sent to find it out.
+fn default_advertise(address: SocketAddr) -> String {
+    let ip =
+        if address.ip().is_unspecified() { outgoing_address().unwrap_or(address.ip()) } else { address.ip() };
+    let ip = if ip.is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { ip };
+    SocketAddr::new(ip, address.port()).to_string()
+}
+
+fn outgoing_address() -> Option<IpAddr> {
+    // A documentation address; connecting a UDP socket only chooses the route.
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.1:9").ok()?;
+    socket.local_addr().ok().map(|address| address.ip())
+}
+
+/// Every name and address under which this controller is reached.
+fn tls_names(options: &Options, address: SocketAddr, advertise: &str) -> Vec<String> {
+    let host = advertise.rsplit_once(':').map_or(advertise, |(host, _)| host);
+    let mut names = vec![host.trim_matches(['[', ']']).to_owned()];
+    names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
+    if !address.ip().is_unspecified() {
+        names.push(address.ip().to_string());
+    }
+    names.extend(rustix::system::uname().nodename().to_str().ok().map(str::to_owned));
+    names.extend(options.names.iter().cloned());
+    let mut seen = std::collections::BTreeSet::new();
+    names.retain(|name| !name.is_empty() && seen.insert(name.clone()));
+    names
+}
