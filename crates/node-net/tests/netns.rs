@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use model::desired::{NetworkDesired, VifsDesired};
-use world::traffic::{lookup, ping, serve_tcp, serve_udp, tcp, tcp_from, udp};
+use world::traffic::{lookup, ping, serve_tcp, serve_udp, tcp, udp};
 use world::{Node, allow, app, app_rule, network, nft};
 
 const WORLD: &str = "192.0.2.1";
@@ -107,25 +107,37 @@ fn apps_reach_what_they_may_and_nothing_else() {
 #[test]
 #[ignore = "needs root"]
 fn an_app_cannot_be_another() {
-    let (networks, apps) = orders();
+    let (networks, mut apps) = orders();
+    apps[1].vifs[0].acl = vec![allow()];
     let mut node = Node::new("spoof");
     assert_eq!(node.apply(&networks, &apps), Vec::<String>::new());
-    let [web, _db] = ["web", "db"].map(|name| node.attach(&apps, name));
-    serve_tcp(&node.world, 7001);
-    let world = address(WORLD);
-    assert!(tcp(&web, WORLD, 7001).is_some());
-    // Under a neighbour's address, and under one nobody has.
+    let [web, db] = ["web", "db"].map(|name| node.attach(&apps, name));
+    let heard = world::traffic::listen_udp(&node.world, 7005);
+    let send = |from: &str| world::traffic::send_udp_from(&web, from, WORLD, 7005);
+    let where_is_db = |node: &Node| node.node.ip("neigh show 10.1.0.3");
+    assert!(ping(&db, WORLD));
+    assert!(where_is_db(&node).contains("02:16:3e:00:00:02"));
+    send("10.1.0.2");
+    assert!(heard(), "as itself");
+
+    // Under a neighbour's address, and under one nobody has: neither packets nor ARP get through.
     for stolen in ["10.1.0.3", "10.1.0.77"] {
         web.ip(&format!("addr add {stolen}/32 dev eth0"));
-        assert_eq!(tcp_from(&web, stolen, world, 7001), None, "{stolen}");
+        web.ip("neigh flush dev eth0");
+        send(stolen);
+        assert!(!heard(), "packets of {stolen}");
+        send("10.1.0.2");
+        assert!(heard(), "its own still works");
+        send(stolen);
+        assert!(!heard(), "packets of {stolen}, the way being known");
     }
-    assert!(tcp(&web, WORLD, 7001).is_some(), "its own still works");
+    assert!(where_is_db(&node).contains("02:16:3e:00:00:02"), "{}", where_is_db(&node));
+    assert!(!node.node.ip("neigh show 10.1.0.77").contains("lladdr"));
     // Under another MAC.
     web.ip("link set eth0 address 02:16:3e:00:00:02");
     web.ip("neigh flush dev eth0");
-    assert_eq!(tcp(&web, WORLD, 7001), None);
-    // ARP says nothing of others: the node still knows where db is.
-    assert!(!node.node.ip("neigh show 10.1.0.77").contains("lladdr"));
+    send("10.1.0.2");
+    assert!(!heard(), "frames of another MAC");
 }
 
 #[test]

@@ -21,7 +21,7 @@ use model::observed::PortObserved;
 use node_core::net::Intent;
 use node_net::kernel::PortSource;
 use node_net::net::{Net, Report};
-use rustix::thread::LinkNameSpaceType;
+use rustix::thread::{CapabilitySet, LinkNameSpaceType};
 use uuid::Uuid;
 
 /// A named network namespace; gone with this value.
@@ -196,6 +196,18 @@ pub fn intent_of(networks: &[NetworkDesired], apps: &[VifsDesired], ports: &[(&s
     node_core::net::intent(networks, apps, &ports)
 }
 
+/// Leaves root for good, for this thread, keeping only these rights.
+fn drop_rights(kept: CapabilitySet) {
+    use rustix::thread;
+    const SERVICE: u32 = 900_006;
+    thread::set_keep_capabilities(true).unwrap();
+    let uid = rustix::fs::Uid::from_raw(SERVICE);
+    thread::set_thread_res_uid(uid, uid, uid).unwrap();
+    let sets =
+        thread::CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    thread::set_capabilities(None, sets).unwrap();
+}
+
 /// A node with one uplink `eth0`, 192.0.2.10/24, to a world at 192.0.2.1.
 pub struct Node {
     pub node: Namespace,
@@ -223,19 +235,29 @@ impl Node {
     pub fn restart(&mut self) {
         self.net = None;
         let source = PortSource { dns: vec![Ipv4Addr::new(192, 0, 2, 1)], ..PortSource::default() };
-        self.net = Some(self.node.run(|| {
+        self.net = Some(self.as_service(|| {
             let mut net = Net::open("/proc/sys/net".as_ref(), source).unwrap();
             net.look().unwrap();
             net
         }));
     }
 
-    fn report(&mut self, networks: &[NetworkDesired], apps: &[VifsDesired]) -> Report {
-        let net = self.net.as_mut().unwrap();
+    /// With the rights the process has by its manifest, and no others.
+    fn as_service<T: Send>(&self, inside: impl FnOnce() -> T + Send) -> T {
         self.node.run(|| {
+            drop_rights(CapabilitySet::NET_ADMIN | CapabilitySet::NET_BIND_SERVICE);
+            inside()
+        })
+    }
+
+    fn report(&mut self, networks: &[NetworkDesired], apps: &[VifsDesired]) -> Report {
+        let mut net = self.net.take().unwrap();
+        let report = self.as_service(|| {
             net.look().unwrap();
             net.apply(networks, apps)
-        })
+        });
+        self.net = Some(net);
+        report
     }
 
     /// One round: its faults.
@@ -262,17 +284,22 @@ impl Node {
 
     pub fn attach_to(&mut self, apps: &[VifsDesired], name: &str, inside: &Namespace) -> NetReply {
         let socket = inside.run(|| {
+            // Whoever opens it needs no rights: those of the process that speaks count.
+            drop_rights(CapabilitySet::empty());
             use rustix::net::{AddressFamily, SocketType};
             rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, None).unwrap()
         });
         let app = apps.iter().find(|app| app.name == name).unwrap().app;
-        let net = self.net.as_mut().unwrap();
-        self.node.run(|| net.attach(app, inside.fd().as_fd(), socket)).unwrap()
+        let mut net = self.net.take().unwrap();
+        let reply = self.as_service(|| net.attach(app, inside.fd().as_fd(), socket)).unwrap();
+        self.net = Some(net);
+        reply
     }
 
     pub fn acl_drops(&mut self, link: &str) -> u64 {
-        let net = self.net.as_mut().unwrap();
-        let all = self.node.run(|| net.metrics()).unwrap();
+        let mut net = self.net.take().unwrap();
+        let all = self.as_service(|| net.metrics()).unwrap();
+        self.net = Some(net);
         all.iter().find(|metrics| metrics.name == link).unwrap().acl_drops
     }
 }

@@ -65,17 +65,20 @@ fn greeted(mut stream: TcpStream) -> Option<Ipv4Addr> {
     Some(Ipv4Addr::from(greeting))
 }
 
-/// The same from a given address of its own.
-pub fn tcp_from(inside: &Namespace, from: &str, to: IpAddr, port: u16) -> Option<Ipv4Addr> {
-    use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
-    let from: Ipv4Addr = from.parse().unwrap();
+/// Says whether a datagram came since the last time it was asked, after waiting for one.
+pub fn listen_udp(inside: &Namespace, port: u16) -> impl Fn() -> bool + use<> {
+    let socket = inside.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    move || socket.recv(&mut [0; 64]).is_ok()
+}
+
+/// One datagram from a given address of its own.
+pub fn send_udp_from(inside: &Namespace, from: &str, to: &str, port: u16) {
+    let (from, to): (Ipv4Addr, IpAddr) = (from.parse().unwrap(), to.parse().unwrap());
     inside.run(|| {
-        let fd = socket(AddressFamily::INET, SocketType::STREAM, None).ok()?;
-        sockopt::set_socket_timeout(&fd, sockopt::Timeout::Send, Some(PATIENCE)).ok()?;
-        bind(&fd, &SocketAddr::from((from, 0))).ok()?;
-        connect(&fd, &SocketAddr::from((to, port))).ok()?;
-        greeted(TcpStream::from(fd))
-    })
+        let socket = UdpSocket::bind((from, 0)).unwrap();
+        socket.send_to(b"hello", (to, port)).unwrap();
+    });
 }
 
 pub fn udp(inside: &Namespace, to: &str, port: u16) -> bool {
