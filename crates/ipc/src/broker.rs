@@ -288,3 +288,6 @@ impl<V: Clone + PartialEq> Broker<V> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

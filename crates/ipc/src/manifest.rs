@@ -556,8 +556,7 @@ mod tests {
     #[test]
     fn the_manifests_of_the_node_are_valid_and_fit_together() {
         let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../services");
-        let mut files: Vec<_> =
-            std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let mut files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort();
         let parse = |path: &std::path::PathBuf| {
             let manifest = Manifest::parse(&std::fs::read_to_string(path).unwrap());

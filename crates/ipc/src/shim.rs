@@ -17,7 +17,9 @@ pub enum ShimRequest {
     /// Ignored unless the shim is idle.
     Start(Box<StartApp>),
     /// The image's stop signal now, SIGKILL after `timeout_s`. Ignored unless the app runs.
-    Stop { timeout_s: u32 },
+    Stop {
+        timeout_s: u32,
+    },
     Status,
     Metrics,
 }
@@ -54,7 +56,10 @@ pub struct ShimStatus {
 pub enum ShimPhase {
     Idle,
     Starting,
-    Running { since: MonoMs, started_at: Option<WallTime> },
+    Running {
+        since: MonoMs,
+        started_at: Option<WallTime>,
+    },
     Stopping,
     Ended(Exit),
     /// Nothing runs and nothing of it ever did.
