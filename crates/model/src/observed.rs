@@ -96,7 +96,7 @@ pub struct VifObserved {
     pub host_name: String,
     pub mac: Mac,
     pub address: Ipv4Addr,
-    /// The rules are in force and the node's end exists; the app's end follows when the app starts.
+    /// The rules are in force and the network stands; both ends of the link come when the app starts.
     pub is_ready: bool,
     pub fault: Option<Fault>,
 }

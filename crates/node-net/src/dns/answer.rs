@@ -119,8 +119,10 @@ impl Question {
     }
 
     /// What the app hears when no server answered.
-    pub fn failure(&self) -> Option<Vec<u8>> {
-        match refuse(&self.bytes, ResponseCode::ServFail) {
+    /// It repeats the question: resolvers do not believe a refusal without.
+    pub fn failure(&self, transport: Transport) -> Option<Vec<u8>> {
+        let asked = Message::from_vec(&self.bytes).ok()?;
+        match reply(&asked, ResponseCode::ServFail, Vec::new(), transport) {
             Todo::Reply(bytes) => Some(bytes),
             Todo::Forward(_) | Todo::Ignore => None,
         }
@@ -238,8 +240,9 @@ mod tests {
         assert_eq!(question.accept(8, &good), None);
         assert_eq!(question.accept(7, &answer("b.example.", 7, MessageType::Response)), None);
         assert_eq!(question.accept(7, &answer("a.example.", 7, MessageType::Query)), None);
-        let failure = Message::from_vec(&question.failure().unwrap()).unwrap();
+        let failure = Message::from_vec(&question.failure(Transport::Udp).unwrap()).unwrap();
         assert_eq!((failure.id(), failure.response_code()), (0x1234, ResponseCode::ServFail));
+        assert_eq!(failure.queries().len(), 1);
     }
 
     proptest! {
@@ -259,7 +262,7 @@ mod tests {
             }
             bytes.truncate(bytes.len().saturating_sub(cut));
             if let Todo::Forward(question) = consider(&zone(), &bytes, Transport::Udp) {
-                let _ = (question.numbered(9), question.failure(), question.accept(9, &bytes));
+                let _ = (question.numbered(9), question.failure(Transport::Udp), question.accept(9, &bytes));
             }
         }
     }

@@ -211,7 +211,7 @@ fn questions(bridge: &str, network: &Live, pending: &mut Vec<Pending>) {
                         until: Instant::now() + SERVER_TIMEOUT,
                     }),
                     None => {
-                        let failure = question.failure().unwrap_or_default();
+                        let failure = question.failure(Transport::Udp).unwrap_or_default();
                         let _ = network.udp.send_to(&failure, from);
                     }
                 }
@@ -268,7 +268,7 @@ fn proceed(
             Some(one)
         }
         None => {
-            let failure = one.question.failure().unwrap_or_default();
+            let failure = one.question.failure(Transport::Udp).unwrap_or_default();
             let _ = network.udp.send_to(&failure, one.from);
             None
         }

@@ -53,7 +53,7 @@ fn converse(mut stream: TcpStream, zone: &Zone, learn: &dyn Learn) -> io::Result
                         tell(zone, &question, &resolved, learn);
                         bytes
                     }
-                    None => question.failure().unwrap_or_default(),
+                    None => question.failure(Transport::Tcp).unwrap_or_default(),
                 }
             }
             Todo::Ignore => return Ok(()),
