@@ -179,7 +179,7 @@ fn make_group() -> (PathBuf, &'static str) {
 /// As init does it: a root that holds what the manifest names, the manifest's uid and capabilities, descriptor 3.
 fn spawn(manifest: &Manifest, dir: &Path, channel: Channel) -> Child {
     let root = dir.join("root");
-    for sub in ["proc", "sys", "dev", "store", "bin"] {
+    for sub in ["proc", "dev", "store", "bin"] {
         fs::create_dir_all(root.join(sub)).unwrap();
     }
     fs::copy(env!("CARGO_BIN_EXE_selvedge-shim"), root.join("bin/selvedge-shim")).unwrap();
@@ -193,20 +193,20 @@ fn spawn(manifest: &Manifest, dir: &Path, channel: Channel) -> Child {
     command.stdin(Stdio::null()).current_dir("/");
     let prepare = move || -> std::io::Result<()> {
         // SAFETY: the forked child has one thread.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWNET) }?;
         rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
         rustix::mount::mount_bind(&at, &at)?;
         rustix::mount::mount_bind(&store, at.join("store"))?;
-        for sub in ["proc", "sys", "dev"] {
+        for sub in ["proc", "dev"] {
             rustix::mount::mount_bind_recursive(format!("/{sub}"), at.join(sub))?;
         }
         rustix::process::chdir(&at)?;
         rustix::process::pivot_root(".", ".")?;
         rustix::mount::unmount(".", UnmountFlags::DETACH)?;
         let fd = std::os::fd::AsRawFd::as_raw_fd(&channel);
-        // SAFETY: descriptor 3 is the child's to give; nothing of this closure is used after exec.
         if fd == 3 {
             rustix::io::fcntl_setfd(&channel, rustix::io::FdFlags::empty())?;
+        // SAFETY: descriptor 3 is the child's to give; nothing of this closure is used after exec.
         } else if unsafe { libc::dup2(fd, 3) } != 3 {
             return Err(std::io::Error::last_os_error());
         }

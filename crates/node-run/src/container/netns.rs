@@ -25,11 +25,18 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// Moves the calling process into a new network namespace, loopback up; its children start in there.
+    /// Moves the calling thread into a new network namespace and prepares it; its children start in there.
     pub fn enter_new() -> Result<Netns, StepError> {
+        // SAFETY: a network namespace changes no memory.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
+            .map_err(StepError::at(Step::Network, "unshare"))?;
+        Netns::prepare_own()
+    }
+
+    /// Prepares the namespace the caller was born into, which has to be empty and its own: loopback up, and what
+    /// apps may do there.
+    pub fn prepare_own() -> Result<Netns, StepError> {
         let failed = |what: &'static str| StepError::at(Step::Network, what);
-        // SAFETY: the caller is single-threaded and leaves no thread behind; a network namespace changes no memory.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.map_err(failed("unshare"))?;
         for (path, value) in SYSCTLS {
             let fd = rustix::fs::openat(CWD, *path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
                 .map_err(failed(path))?;

@@ -46,7 +46,7 @@ pub(super) fn set_limits() -> Result<(), StepError> {
     rustix::io::write(&fd, OOM_SCORE).map(drop).map_err(failed("oom_score_adj"))
 }
 
-/// Where the hard limit may not be raised it stays.
+/// The shim may not raise the hard limit; what init has is what apps can have.
 fn set_open_files() -> Result<(), Errno> {
     let wanted = Rlimit { current: Some(OPEN_FILES_SOFT), maximum: Some(OPEN_FILES_HARD) };
     match rustix::process::setrlimit(Resource::Nofile, wanted) {

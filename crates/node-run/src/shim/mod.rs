@@ -82,7 +82,8 @@ pub fn run(service: Service) {
 
 fn prepare() -> Result<Prepared, Fault> {
     let filter = Filter::compile().map_err(|error| Fault::new(Reason::Internal, error.to_string()))?;
-    let netns = Netns::enter_new().map_err(|error| Fault::new(Reason::StartFailed, error.to_string()))?;
+    // The manifest gives a shim an empty network namespace: it becomes the app's.
+    let netns = Netns::prepare_own().map_err(|error| Fault::new(Reason::StartFailed, error.to_string()))?;
     Ok(Prepared { netns, filter })
 }
 
