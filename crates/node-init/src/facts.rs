@@ -10,11 +10,13 @@ use model::time::WallTime;
 /// Bytes taken of one fact.
 const MAX_FACT_BYTES: usize = 128;
 
-/// Of the box. `restart_counter` is counted by [`count_start`].
-pub fn node(restart_counter: u32) -> NodeObserved {
+/// Of the box. `restart_counter` is counted by [`count_start`]; `given_serial` comes from [`given_serial`] and stands in
+/// where the firmware tells none.
+pub fn node(restart_counter: u32, given_serial: String) -> NodeObserved {
     let uname = rustix::system::uname();
     let text = |value: &std::ffi::CStr| clean(&value.to_string_lossy());
     let dmi = |name: &str| read(&format!("/sys/class/dmi/id/{name}"));
+    let firmware_serial = dmi("product_serial");
     let or = |first: String, second: &str| if first.is_empty() { read(second) } else { first };
     NodeObserved {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -27,7 +29,9 @@ pub fn node(restart_counter: u32) -> NodeObserved {
         memory_bytes: memory_bytes(),
         manufacturer: dmi("sys_vendor"),
         product: or(dmi("product_name"), "/proc/device-tree/model"),
-        serial: or(dmi("product_serial"), "/proc/device-tree/serial-number"),
+        serial: Some(or(firmware_serial, "/proc/device-tree/serial-number"))
+            .filter(|serial| !serial.is_empty())
+            .unwrap_or(given_serial),
         is_hosted: true,
         restart_counter,
     }
@@ -43,6 +47,22 @@ pub fn count_start(dir: &Path) -> std::io::Result<u32> {
     fs::File::open(&new)?.sync_all()?;
     fs::rename(new, path)?;
     Ok(count)
+}
+
+/// A serial number of our own, made once and kept: machines without firmware tables have none, and a node that names
+/// none cannot register.
+pub fn given_serial(dir: &Path) -> std::io::Result<String> {
+    let path = dir.join("serial");
+    let kept = read(&path.to_string_lossy());
+    if !kept.is_empty() {
+        return Ok(kept);
+    }
+    let made = read("/proc/sys/kernel/random/uuid");
+    let new = dir.join("serial.new");
+    fs::write(&new, format!("{made}\n"))?;
+    fs::File::open(&new)?.sync_all()?;
+    fs::rename(new, path)?;
+    Ok(made)
 }
 
 /// Resident bytes of a process.
@@ -119,7 +139,7 @@ mod tests {
 
     #[test]
     fn this_box_has_facts() {
-        let node = node(3);
+        let node = node(3, "given".into());
         assert!(node.cpus > 0 && node.memory_bytes > 0 && !node.kernel.is_empty());
         assert_eq!(node.restart_counter, 3);
         assert!(memory_of(std::process::id() as i32) > 0);

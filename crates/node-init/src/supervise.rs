@@ -126,6 +126,8 @@ impl Init {
         let signals = signal_fd()?;
         let restart_counter =
             facts::count_start(&own).map_err(|source| InitError::Directory { path: own.clone(), source })?;
+        let serial =
+            facts::given_serial(&own).map_err(|source| InitError::Directory { path: own.clone(), source })?;
         let cgroups = Cgroups::open(&options.instance)?;
         let order: Vec<String> =
             all.iter().filter(|m| m.instances == Instances::One).map(|m| m.name.clone()).collect();
@@ -133,7 +135,7 @@ impl Init {
             log::launched();
         }
         let mut bus = Bus::default();
-        publish::<NodeObserved>(&mut bus, "", &facts::node(restart_counter));
+        publish::<NodeObserved>(&mut bus, "", &facts::node(restart_counter, serial));
         bus.synced(NodeObserved::NAME);
         let processes = order.iter().map(|name| ((name.clone(), String::new()), Process::default()));
         Ok(Init {

@@ -58,6 +58,32 @@ syscalls = { groups = ["base", "fs"], extra = [{ names = ["chown", "fchownat", "
 limits = { memory_max_mib = 16, pids_max = 4 }
 "#;
 
+const RUN: &str = r#"
+name = "run"
+bin = "test-run"
+job = "Has a shim started."
+uid = 900009
+network = "none"
+files = [{ path = "{state}", mode = "rw", why = "writes down what it sees" }]
+syscalls = { groups = ["base", "fs"] }
+calls = ["init"]
+limits = { memory_max_mib = 16, pids_max = 4 }
+"#;
+const SHIM: &str = r#"
+name = "shim"
+bin = "test-shim"
+job = "Keeps an app."
+uid = 900010
+instances = "per-app"
+network = "none"
+exempt_why = "mounts"
+capabilities = [{ name = "DAC_OVERRIDE", why = "control groups" }]
+files = [{ path = "/proc", mode = "rw", why = "maps users" }]
+syscalls = { groups = ["base"] }
+limits = { memory_max_mib = 16, pids_max = 4 }
+"#;
+const APP: &str = "11111111-2222-4333-8444-555555555555";
+
 struct Node {
     dir: PathBuf,
     init: Child,
@@ -66,7 +92,7 @@ struct Node {
 
 impl Node {
     fn start() -> Node {
-        build_bus_and_log();
+        build_services();
         let examples = bin_dir().join("examples");
         let dir = PathBuf::from(format!("/tmp/selvedge-hosted-{}", std::process::id()));
         for name in ["bins", "manifests", "config", "persist", "run"] {
@@ -76,7 +102,10 @@ impl Node {
         fs::set_permissions(dir.join("config/server"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
             .unwrap();
         let mut bins = vec![bin_dir().join("selvedge-bus"), bin_dir().join("selvedge-log")];
-        bins.extend(["test-writer", "test-reader", "test-unpacker"].map(|name| examples.join(name)));
+        bins.extend(
+            ["test-writer", "test-reader", "test-unpacker", "test-run", "test-shim"]
+                .map(|name| examples.join(name)),
+        );
         for bin in bins {
             std::os::unix::fs::symlink(&bin, dir.join("bins").join(bin.file_name().unwrap())).unwrap();
         }
@@ -88,6 +117,8 @@ impl Node {
             ("net", WRITER.into()),
             ("agent", READER.into()),
             ("store", UNPACKER.into()),
+            ("run", RUN.into()),
+            ("shim", SHIM.into()),
         ] {
             fs::write(dir.join("manifests").join(format!("{name}.toml")), &text).unwrap();
             manifests.insert(name.to_string(), Manifest::parse(&text).unwrap());
@@ -174,20 +205,15 @@ fn bin_dir() -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_selvedge-init")).parent().unwrap().to_path_buf()
 }
 
-fn build_bus_and_log() {
-    let build = Command::new(env!("CARGO"))
-        .args([
-            "build",
-            "--quiet",
-            "--package",
-            "node-base",
-            "--bin",
-            "selvedge-bus",
-            "--bin",
-            "selvedge-log",
-        ])
-        .status();
-    assert!(build.unwrap().success());
+/// `cargo test --test hosted` alone does not build what the test starts.
+fn build_services() {
+    for what in [
+        &["--package", "node-base", "--bin", "selvedge-bus", "--bin", "selvedge-log"][..],
+        &["--package", "node-init", "--examples"],
+    ] {
+        let build = Command::new(env!("CARGO")).args(["build", "--quiet"]).args(what).status();
+        assert!(build.unwrap().success());
+    }
 }
 
 /// Waits for something to become true.
@@ -214,7 +240,7 @@ fn a_hosted_node_runs_confined_services_and_survives_the_death_of_each() {
     until("calls", || is(node.good_calls() > 3));
     until("facts of init", || {
         let text = fs::read_to_string(node.dir.join("persist/agent/node")).ok()?;
-        is(text == "services=5 node=true")
+        is(text == "services=6 node=true")
     });
     until("a line of a service", || is(node.log_holds("reader began")));
     until("stderr of a service", || is(node.log_holds("writer on stderr")));
@@ -224,7 +250,7 @@ fn a_hosted_node_runs_confined_services_and_survives_the_death_of_each() {
         let file = fs::metadata(node.dir.join("persist/store/of-app")).ok()?;
         is(std::os::unix::fs::MetadataExt::uid(&file) == ipc::limits::APP_UID_BASE + 33)
     });
-    for name in node.manifests.keys() {
+    for name in node.manifests.keys().filter(|name| *name != "shim") {
         check_confinement(&node, name);
     }
 
@@ -260,11 +286,36 @@ fn a_hosted_node_runs_confined_services_and_survives_the_death_of_each() {
     node.kill("net");
     until("the end of net is logged", || is(node.log_holds("net ended (signal 9)")));
     until("the fourth epoch", || is(node.seen().last()? == "start-3,stays synced=true"));
-    for name in node.manifests.keys() {
+    for name in node.manifests.keys().filter(|name| *name != "shim") {
         until("running again", || node.pid(name));
         check_confinement(&node, name);
     }
+    shim_outlives_run_and_log(&node);
     node.stop();
+}
+
+/// The shim that run had started answers the next run; ended on request, it leaves nothing.
+fn shim_outlives_run_and_log(node: &Node) {
+    let state = node.dir.join("persist/run");
+    let said = || fs::read_to_string(state.join("said")).unwrap_or_default();
+    let shim = until("a shim", || node.pid("shim"));
+    until("an answer", || is(said().ends_with("asked 1")));
+    assert!(said().starts_with(APP));
+    let app: i32 = said().split(' ').nth(2).unwrap().parse().unwrap();
+    let group = |pid: i32| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    assert!(group(shim).contains(&format!("app-{APP}/shim\n")));
+    assert!(group(app).contains(&format!("app-{APP}/app\n")), "{}", group(app));
+    assert_eq!(fs::read_to_string(state.join("found")).unwrap(), "0");
+    node.kill("run");
+    until("an answer to the next run", || is(said().ends_with("asked 2")));
+    assert_eq!(fs::read_to_string(state.join("found")).unwrap(), "1");
+    assert_eq!(node.pid("shim"), Some(shim));
+    until("the app's line", || is(node.dir.join("persist/log").join(APP).exists()));
+    fs::write(state.join("kill"), "").unwrap();
+    until("killed", || is(state.join("killed").exists()));
+    until("closed", || is(state.join("closed").exists()));
+    until("the app's end", || is(!Path::new(&format!("/proc/{app}")).exists()));
+    until("the shim's end", || is(node.pid("shim").is_none()));
 }
 
 /// Compares what the kernel says of a process with its manifest.
