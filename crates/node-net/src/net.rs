@@ -62,6 +62,8 @@ pub struct Net {
     /// Of the last round.
     intent: Intent,
     apps: BTreeMap<AppId, VifsDesired>,
+    /// Of the last round.
+    report: Report,
 }
 
 impl Net {
@@ -75,6 +77,7 @@ impl Net {
             ports: Vec::new(),
             intent: Intent::default(),
             apps: BTreeMap::new(),
+            report: Report::default(),
         })
     }
 
@@ -94,7 +97,8 @@ impl Net {
         }
         self.intent = next;
         self.apps = apps.iter().map(|app| (app.app, app.clone())).collect();
-        self.report(networks, round, &dns_faults)
+        self.report = self.judge(networks, round, &dns_faults);
+        self.report.clone()
     }
 
     /// The app has been ordered, as far as this process knows.
@@ -109,13 +113,14 @@ impl Net {
         namespace: BorrowedFd<'_>,
         inside: OwnedFd,
     ) -> Result<NetReply, Fault> {
-        let (Some(standings), Some(desired)) = (self.intent.apps.get(&app), self.apps.get(&app)) else {
+        let (Some(observed), Some(desired)) = (self.report.apps.get(&app), self.apps.get(&app)) else {
             return Err(Fault::new(
                 Reason::ServiceUnavailable,
                 format!("app {app} has no order for interfaces"),
             ));
         };
-        if let Some(fault) = standings.iter().find_map(|standing| standing.fault.clone()) {
+        // An interface without its rules in force is not made.
+        if let Some(fault) = observed.vifs.iter().find_map(|vif| vif.fault.clone()) {
             return Err(fault);
         }
         self.kernel.attach(&self.intent, app, namespace, inside)?;
@@ -134,7 +139,7 @@ impl Net {
         self.kernel.metrics(&self.intent, &self.ports)
     }
 
-    fn report(
+    fn judge(
         &self,
         networks: &[NetworkDesired],
         round: Result<Round, KernelError>,

@@ -40,7 +40,7 @@ pub(super) fn ruleset(
     ports: &BTreeSet<String>,
 ) -> Ruleset {
     if networks.is_empty() {
-        return Ruleset::default();
+        return between_ports(ports);
     }
     let mut by_number: Vec<&Network<'_>> = networks.values().collect();
     by_number.sort_by_key(|network| network.desired.number);
@@ -101,17 +101,7 @@ fn forward(
         .push(Rule::new([Match::InLink(Is::So, bridges.clone())], Verdict::Jump("from-app".to_string())));
     base.rules
         .push(Rule::new([Match::OutLink(Is::So, bridges.clone())], Verdict::Jump("to-app".to_string())));
-    if !ports.is_empty() {
-        // Forwarding had to be switched on: that must not make the node a router between its ports.
-        base.rules.push(Rule::new(
-            [
-                Match::InLink(Is::So, ports.clone()),
-                Match::OutLink(Is::So, ports.clone()),
-                Match::PortMapped(Is::Not),
-            ],
-            Verdict::Drop,
-        ));
-    }
+    base.rules.extend(no_router(ports));
     table.chains.insert("forward".to_string(), base);
 
     let mut from = answers();
@@ -142,6 +132,27 @@ fn forward(
     }
     to.push(Rule::new([], Verdict::Drop));
     table.chains.insert("to-app".to_string(), Chain::of(to));
+}
+
+/// Without networks there is nothing to guard but the way between two ports: forwarding stays on once it was needed.
+fn between_ports(ports: &BTreeSet<String>) -> Ruleset {
+    let mut base = Chain::hooked(HookKind::Filter, HookPoint::Forward, PRIORITY_FILTER);
+    base.rules.extend(no_router(ports));
+    if base.rules.is_empty() {
+        return Ruleset::default();
+    }
+    let table = Table { chains: BTreeMap::from([("forward".to_string(), base)]), ..Table::default() };
+    Ruleset { tables: BTreeMap::from([(Family::Inet, table)]) }
+}
+
+/// That forwarding is on for apps does not make the node a router between its ports.
+fn no_router(ports: &BTreeSet<String>) -> Option<Rule> {
+    let matches = [
+        Match::InLink(Is::So, ports.clone()),
+        Match::OutLink(Is::So, ports.clone()),
+        Match::PortMapped(Is::Not),
+    ];
+    (ports.len() > 1).then(|| Rule::new(matches, Verdict::Drop))
 }
 
 fn nat(
