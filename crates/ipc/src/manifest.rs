@@ -218,7 +218,8 @@ impl Manifest {
         if self.job.is_empty() {
             return fail("it has no job".into());
         }
-        if !SERVICE_UIDS.contains(&self.uid) && !(self.uid == 0 && self.is_exempt()) {
+        let is_exempt_root = self.uid == 0 && self.is_exempt();
+        if !SERVICE_UIDS.contains(&self.uid) && !is_exempt_root {
             return fail(format!("uid {} is outside of {SERVICE_UIDS:?}", self.uid));
         }
         if self.network == Network::Node && self.network_why.is_empty() {

@@ -15,10 +15,12 @@ const SLOWEST_MS: u64 = 30_000;
 pub fn restart_at(deaths: &[MonoMs], backoff_ms: u32) -> MonoMs {
     let Some(&last) = deaths.last() else { return MonoMs(0) };
     let recent = deaths.iter().filter(|at| last.since_ms(**at) < WINDOW_S * 1000).count();
-    let wait_ms = match recent {
-        0..=QUICK => u64::from(backoff_ms) << recent.saturating_sub(1),
-        ..=10 => SLOW_MS,
-        _ => SLOWEST_MS,
+    let wait_ms = if recent <= QUICK {
+        u64::from(backoff_ms) << recent.saturating_sub(1)
+    } else if recent <= 2 * QUICK {
+        SLOW_MS
+    } else {
+        SLOWEST_MS
     };
     last.plus_ms(wait_ms.min(SLOWEST_MS))
 }

@@ -360,7 +360,8 @@ fn check_confinement(node: &Node, name: &str) {
     take("/", &["ro", "nosuid", "nodev", "noexec"]);
     take(&format!("/bin/{}", manifest.bin), &["ro", "nosuid", "nodev"]);
     for file in &manifest.files {
-        if file.dir_name() != "config" && !(file.optional && !Path::new(&file.path).exists()) {
+        let is_there = !file.optional || Path::new(&file.path).exists();
+        if file.dir_name() != "config" && is_there {
             let mode = if file.mode == Mode::Rw { "rw" } else { "ro" };
             take(&file.inside(), &[mode, "nosuid", "nodev", "noexec"]);
         }

@@ -36,8 +36,7 @@ const CLONE_NAMESPACES: u64 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWNET) as u64;
 
 /// What the runtime asks of any descriptor: terminal or not, non-blocking, bytes waiting.
-const IOCTLS: [u64; 4] =
-    [libc::TCGETS as u64, libc::FIONBIO as u64, libc::FIOCLEX as u64, libc::FIONREAD as u64];
+const IOCTLS: [u64; 4] = [libc::TCGETS, libc::FIONBIO, libc::FIOCLEX, libc::FIONREAD];
 /// Names of threads and of anonymous memory.
 const PRCTLS: [u64; 3] = [libc::PR_SET_NAME as u64, libc::PR_GET_NAME as u64, libc::PR_SET_VMA as u64];
 

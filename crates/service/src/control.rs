@@ -19,6 +19,9 @@ use crate::{CallError, log};
 /// How long one look at a channel may last: after it, a stop or another thread's reply is noticed.
 const SLICE: Duration = Duration::from_millis(100);
 
+/// Body and descriptors of an answer.
+type Answer = (Vec<u8>, Vec<OwnedFd>);
+
 /// For the main loop.
 #[derive(Debug)]
 pub(crate) enum Message {
@@ -140,7 +143,7 @@ struct LineState {
     generation: u64,
     next_id: u64,
     waiting: BTreeSet<u64>,
-    answers: BTreeMap<u64, (Vec<u8>, Vec<OwnedFd>)>,
+    answers: BTreeMap<u64, Answer>,
     /// A thread is reading the channel.
     is_read: bool,
 }
@@ -164,7 +167,7 @@ impl Line {
         body: &[u8],
         fds: &[BorrowedFd<'_>],
         timeout: Duration,
-    ) -> Result<(Vec<u8>, Vec<OwnedFd>), CallError> {
+    ) -> Result<Answer, CallError> {
         if !self.is_allowed {
             return Err(CallError::NotAllowed { callee });
         }
@@ -191,7 +194,7 @@ impl Line {
         body: &[u8],
         fds: &[BorrowedFd<'_>],
         deadline: Instant,
-    ) -> Result<(Vec<u8>, Vec<OwnedFd>), CallError> {
+    ) -> Result<Answer, CallError> {
         let payload = Payload::encode(&CallFrame { id, body: body.into() })
             .map_err(|source| CallError::Frame { callee, source })?;
         loop {
@@ -259,7 +262,7 @@ impl Line {
         channel: &Channel,
         generation: u64,
         deadline: Instant,
-    ) -> Result<Option<(Vec<u8>, Vec<OwnedFd>)>, CallError> {
+    ) -> Result<Option<Answer>, CallError> {
         let mut state = lock(&self.state);
         loop {
             if let Some(answer) = state.answers.remove(&id) {
