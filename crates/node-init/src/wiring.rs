@@ -147,7 +147,7 @@ mod tests {
         let bus = table("bus", "");
         assert!(bus.contains(&"init: raw client init".to_string()));
         assert!(bus.contains(&"agent: raw client agent = bus".to_string()));
-        assert!(!bus.iter().any(|line| line.starts_with("fetch") || line.starts_with("shim")));
+        assert!(!bus.iter().any(|line| line.starts_with("shim")));
         let log = table("log", "");
         assert!(log.contains(&"log: log = raw source log".to_string()));
         assert_eq!(log.iter().filter(|line| line.starts_with("log:")).count(), 1);
