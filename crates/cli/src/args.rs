@@ -114,7 +114,7 @@ pub(crate) struct BundleArgs {
 #[derive(Debug, clap::Args)]
 pub(crate) struct ChangeArgs {
     /// YAML or JSON file, directory of such, or - for stdin
-    #[arg(short, long = "file", value_name = "FILE", required_unless_present = "delete")]
+    #[arg(short, long = "file", value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
     /// Objects to delete in the same change
     #[arg(long, value_name = "KIND/NAME")]
@@ -128,7 +128,7 @@ pub(crate) struct ChangeArgs {
 pub(crate) struct ApplyArgs {
     #[command(flatten)]
     pub(crate) change: ChangeArgs,
-    /// Do only what the plan of this hash has shown; exit code 3 when that is no longer so
+    /// Do only what the plan of this hash has shown, exit code 3 when that is no longer so; files are not needed
     #[arg(long, value_name = "HASH")]
     pub(crate) plan: Option<String>,
 }
@@ -231,4 +231,14 @@ pub(crate) enum Format {
     Json,
     Yaml,
     Name,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Args::command().debug_assert();
+    }
 }

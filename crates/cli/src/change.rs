@@ -3,7 +3,7 @@
 
 use std::io::Write as _;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use serde_json::{Value, json};
 
 use crate::args::{AppCommand, ApplyArgs, ChangeArgs, DeleteArgs, Format};
@@ -30,7 +30,14 @@ fn send(client: &Client, path: &str, body: &Value, documents: &[Document]) -> an
     })
 }
 
+fn is_nothing(args: &ChangeArgs) -> bool {
+    args.files.is_empty() && args.delete.is_empty()
+}
+
 pub(crate) fn plan(client: &Client, args: &ChangeArgs) -> anyhow::Result<u8> {
+    if is_nothing(args) {
+        return Err(anyhow!("say what to plan: -f FILE or --delete KIND/NAME"));
+    }
     let documents = read_all(&args.files)?;
     let plan = send(client, "plan", &body(&documents, &args.delete)?, &documents)?;
     show(&plan, args.output, Tense::Would)?;
@@ -38,6 +45,9 @@ pub(crate) fn plan(client: &Client, args: &ChangeArgs) -> anyhow::Result<u8> {
 }
 
 pub(crate) fn apply(client: &Client, args: &ApplyArgs) -> anyhow::Result<u8> {
+    if is_nothing(&args.change) && args.plan.is_none() {
+        return Err(anyhow!("say what to apply: -f FILE, --delete KIND/NAME or --plan HASH"));
+    }
     let documents = read_all(&args.change.files)?;
     let mut body = body(&documents, &args.change.delete)?;
     if let Some(hash) = &args.plan {

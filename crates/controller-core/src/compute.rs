@@ -46,6 +46,9 @@ const USAGE_SHARED: i32 = 2;
 /// How often a node asks. Answers are held, so this is only the pause between two of them.
 const POLL_INTERVAL: &str = "timer.config.interval";
 
+/// Digits of an object's version.
+const VERSION_CHARS: usize = 8;
+
 /// What configs contain of the controller itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Site {
@@ -261,9 +264,9 @@ impl<'a> Builder<'a> {
             max_size_bytes: 0,
             is_read_only: false,
         });
-        config.apps.push(AppInstance {
+        let mut instance = AppInstance {
             id,
-            version: app.generation.to_string(),
+            version: String::new(),
             name: app.name.clone(),
             is_active: spec.activate,
             resources: Resources {
@@ -280,7 +283,9 @@ impl<'a> Builder<'a> {
             profiles: Vec::new(),
             start_delay_s: 0,
             adapters: Vec::new(),
-        });
+        };
+        instance.version = content_version(&instance);
+        config.apps.push(instance);
         registries.insert(&spec.registry);
         networks.extend(spec.networks.iter().map(|n| &*n.network));
     }
@@ -357,14 +362,16 @@ impl<'a> Builder<'a> {
             NetworkKind::Switch => NetworkInstanceKind::Switch,
             NetworkKind::Local => NetworkInstanceKind::Local(local_network(spec)?),
         };
-        Some(NetworkInstance {
+        let mut instance = NetworkInstance {
             id: network_id(network.uid, self.id),
-            version: network.generation.to_string(),
+            version: String::new(),
             name: network.name.clone(),
             is_active: true,
             port: spec.port.clone().unwrap_or_else(|| ANY_UPLINK.into()),
             kind,
-        })
+        };
+        instance.version = content_version(&instance);
+        Some(instance)
     }
 
     fn registry_address(&self, name: &str) -> Option<(String, String)> {
@@ -424,6 +431,13 @@ impl<'a> Builder<'a> {
             ca_pem: ca.into_iter().collect(),
         })
     }
+}
+
+/// Version of an object on the wire: opaque, and another one only when the object is another on this device.
+fn content_version<T: serde::Serialize>(object: &T) -> String {
+    let mut text = digest(object);
+    text.truncate(VERSION_CHARS);
+    text
 }
 
 /// What a start of an app depends on: another value restarts it.

@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::node::{ConfigState, Published};
+use crate::node::{ConfigState, Published, lock};
 use crate::objects::{DocumentError, Sent, Stored};
 use crate::state::{
     Controller, OnboardingKey, Project, StateError, incarnation_key, ledger_key, node_key, object_key,
@@ -28,11 +28,20 @@ use crate::store::Txn;
 /// Objects in one change.
 pub(crate) const MAX_OBJECTS: usize = 10_000;
 
+/// Plans remembered, so that they can be applied by their hash alone.
+const MAX_PLANNED: usize = 32;
+
 /// What is to be changed, all of it or nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Change {
     pub puts: Vec<Sent>,
     pub deletes: Vec<(Kind, String)>,
+}
+
+impl Change {
+    pub fn is_empty(&self) -> bool {
+        self.puts.is_empty() && self.deletes.is_empty()
+    }
 }
 
 /// What a change does: to objects, and to the config of each device.
@@ -118,7 +127,20 @@ struct Prepared {
 impl Controller {
     /// What a change would do. Blocks.
     pub fn plan(&self, change: &Change) -> Result<Plan, ChangeError> {
-        self.with_project(|project| self.prepare(project, change).map(|prepared| prepared.plan))
+        let plan =
+            self.with_project(|project| self.prepare(project, change).map(|prepared| prepared.plan))?;
+        let mut planned = lock(&self.planned);
+        planned.retain(|(hash, _)| *hash != plan.hash);
+        planned.push_back((plan.hash.clone(), change.clone()));
+        if planned.len() > MAX_PLANNED {
+            planned.pop_front();
+        }
+        Ok(plan)
+    }
+
+    /// The change that was planned under a hash, as long as it is remembered.
+    pub fn planned(&self, hash: &str) -> Option<Change> {
+        lock(&self.planned).iter().find(|(planned, _)| planned == hash).map(|(_, change)| change.clone())
     }
 
     /// Does a change. Blocks.
@@ -308,7 +330,7 @@ impl Controller {
             }
         }
         project.intent = intent;
-        self.set_policies(&project.intent);
+        self.index_devices(project);
         if is_token {
             self.reload_onboarding(&project.intent)?;
         }
@@ -324,12 +346,7 @@ impl Controller {
                 Op::Remove => "Deleted",
             };
             let object = format!("{}/{}", change.kind.singular(), change.name);
-            self.observed.event(
-                now_ms,
-                object,
-                reason,
-                format!("{} fields by the operator", change.fields.len()),
-            );
+            self.observed.event(now_ms, object, reason, fields_changed(change.fields.len()));
         }
         for device in plan.devices.iter().filter(|device| !device.is_deleted) {
             let count: BTreeMap<Op, usize> =
@@ -383,4 +400,8 @@ fn warnings(intent: &Intent, puts: &[Stored]) -> Vec<String> {
         }
     }
     out
+}
+
+fn fields_changed(count: usize) -> String {
+    if count == 1 { "1 field by the operator".into() } else { format!("{count} fields by the operator") }
 }

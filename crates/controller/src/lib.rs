@@ -25,5 +25,7 @@ mod serve;
 mod server;
 mod state;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub use serve::{Options, ServeError, serve};

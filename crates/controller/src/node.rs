@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A registered node: what is stored of it, and what is kept in memory while the controller runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,6 +10,7 @@ use controller_core::attest::AttestRecord;
 use controller_core::resource::Attestation;
 use eve_api::certs::PublicKey;
 use model::config::DeviceConfig;
+use model::secret::CipherBlock;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
@@ -71,9 +72,12 @@ pub struct Node {
     pub id: Uuid,
     /// SHA-256 of its certificate: how it names itself.
     pub cert_hash: [u8; 32],
-    pub cert_der: Vec<u8>,
     pub key: PublicKey,
+    pub serial: String,
+    pub soft_serial: String,
     record: Mutex<NodeRecord>,
+    /// Secrets encrypted for it, by object and digest of the clear text: the key agreement behind each is slow.
+    pub sealed: Mutex<HashMap<(Uuid, [u8; 32]), CipherBlock>>,
     /// What the Device asks for, where it does.
     policy: Mutex<Option<Attestation>>,
     /// The one nonce given out and not used yet, and when.
@@ -97,7 +101,9 @@ impl Node {
             id,
             cert_hash: eve_api::certs::der_hash(&cert_der),
             key: PublicKey::from_der(&cert_der).ok()?,
-            cert_der,
+            serial: record.serial.clone(),
+            soft_serial: record.soft_serial.clone(),
+            sealed: Mutex::new(HashMap::new()),
             record: Mutex::new(record),
             policy: Mutex::new(None),
             nonce: Mutex::new(None),

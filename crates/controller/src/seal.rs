@@ -7,11 +7,15 @@
 use controller_core::compute::{Clear, Seal};
 use eve_api::cipher::{IV_BYTES, ObjectSecrets, encrypt};
 use model::secret::{CipherBlock, CipherContext};
-use ring::{digest, hmac};
+use ring::hmac;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::ca::Ca;
+use crate::node::{Node, lock};
+
+/// Blocks remembered per device: its objects, in their present and their planned form.
+const MAX_SEALED: usize = 64;
 
 /// Keys of one device's secrets.
 pub(crate) struct DeviceSeal<'a> {
@@ -19,6 +23,7 @@ pub(crate) struct DeviceSeal<'a> {
     device: Uuid,
     /// As the device published it.
     device_pem: &'a [u8],
+    node: &'a Node,
     context: CipherContext,
 }
 
@@ -29,12 +34,13 @@ impl std::fmt::Debug for DeviceSeal<'_> {
 }
 
 impl<'a> DeviceSeal<'a> {
-    pub(crate) fn new(ca: &'a Ca, device: Uuid, device_pem: &'a [u8]) -> DeviceSeal<'a> {
+    pub(crate) fn new(ca: &'a Ca, node: &'a Node, device_pem: &'a [u8]) -> DeviceSeal<'a> {
+        let device = node.id;
         let device_hash = eve_api::certs::cert_hash(device_pem);
         let controller_hash = eve_api::certs::cert_hash(&ca.ecdh_pem);
         let name = Uuid::new_v5(&device, &[device_hash, controller_hash].concat());
         let context = eve_api::cipher::context(&name.to_string(), &device_hash, &controller_hash);
-        DeviceSeal { ca, device, device_pem, context }
+        DeviceSeal { ca, device, device_pem, node, context }
     }
 }
 
@@ -50,13 +56,24 @@ impl Seal for DeviceSeal<'_> {
             user_data: Zeroizing::new(clear.user_data.clone().into_bytes()),
         };
         let clear = secrets.to_clear();
+        let mut digest = [0; 32];
+        digest.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, &clear).as_ref());
+        if let Some(block) = lock(&self.node.sealed).get(&(object, digest)) {
+            return Some(block.clone());
+        }
         let mut mac = hmac::Context::with_key(&self.ca.iv_key);
         mac.update(self.device.as_bytes());
         mac.update(object.as_bytes());
-        mac.update(digest::digest(&digest::SHA256, &clear).as_ref());
+        mac.update(&digest);
         let tag = mac.sign();
         let mut iv = [0; IV_BYTES];
         iv.copy_from_slice(&tag.as_ref()[..IV_BYTES]);
-        encrypt(&clear, &self.ca.ecdh_key, self.device_pem, &self.context.id, &iv).ok()
+        let block = encrypt(&clear, &self.ca.ecdh_key, self.device_pem, &self.context.id, &iv).ok()?;
+        let mut sealed = lock(&self.node.sealed);
+        if sealed.len() >= MAX_SEALED {
+            sealed.clear();
+        }
+        sealed.insert((object, digest), block.clone());
+        Some(block)
     }
 }

@@ -5,7 +5,7 @@
 //! is published was stored first. Requests of devices do not take it, but for the first poll of a device after a start.
 //! Order of locks: project, then a node's record.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::ca::{Ca, CaError};
+use crate::change::Change;
 use crate::files::FileError;
 use crate::node::{CERT_ECDH, ConfigState, Node, NodeRecord, Published, lock};
 use crate::objects::Stored;
@@ -77,6 +78,8 @@ pub struct Project {
     pub stored: BTreeMap<(Kind, String), Stored>,
     pub intent: Intent,
     pub ledgers: BTreeMap<Uuid, Ledger>,
+    /// Name of each device by its id.
+    pub device_names: HashMap<Uuid, String>,
     /// How often an object of this name was deleted.
     pub incarnations: BTreeMap<(Kind, String), u64>,
 }
@@ -102,6 +105,8 @@ pub struct Controller {
     project: Mutex<Project>,
     nodes: RwLock<Nodes>,
     onboarding: RwLock<HashMap<[u8; 32], Onboarding>>,
+    /// Changes that were planned last, by the hash of their plan.
+    pub planned: Mutex<VecDeque<(String, Change)>>,
 }
 
 /// What [`Controller::open`] needs besides the data directory.
@@ -183,6 +188,7 @@ impl Controller {
             project: Mutex::default(),
             nodes: RwLock::default(),
             onboarding: RwLock::default(),
+            planned: Mutex::default(),
         };
         controller.certs_body = controller.seal(set)?;
         controller.load()?;
@@ -214,13 +220,15 @@ impl Controller {
             let record: NodeRecord = serde_json::from_slice(&entry.value).map_err(|_| bad(&key))?;
             self.insert_node(Arc::new(Node::new(id, record).ok_or_else(|| bad(&key))?));
         }
-        self.set_policies(&project.intent);
+        self.index_devices(&mut project);
         self.reload_onboarding(&project.intent)
     }
 
-    /// Tells nodes what their Devices ask of them.
-    pub fn set_policies(&self, intent: &Intent) {
-        for device in intent.devices.values() {
+    /// Brings up to date what follows from the devices of the intent: their names by id, and what nodes must prove.
+    pub fn index_devices(&self, project: &mut Project) {
+        project.device_names.clear();
+        for device in project.intent.devices.values() {
+            project.device_names.insert(device.uid, device.name.clone());
             if let Some(node) = self.node(device.uid) {
                 node.set_policy(device.spec.attestation);
             }
@@ -332,9 +340,11 @@ impl Controller {
         device: &str,
     ) -> Option<Computed> {
         let id = intent.devices.get(device)?.uid;
+        let node = self.node(id);
         let device_pem =
-            self.node(id).and_then(|node| node.with_record(|r| r.certs.get(&CERT_ECDH).cloned()));
-        let seal = device_pem.as_ref().map(|pem| DeviceSeal::new(&self.ca, id, pem.as_bytes()));
+            node.as_ref().and_then(|node| node.with_record(|r| r.certs.get(&CERT_ECDH).cloned()));
+        let seal = node.as_ref().zip(device_pem.as_ref());
+        let seal = seal.map(|(node, pem)| DeviceSeal::new(&self.ca, node, pem.as_bytes()));
         let inputs = Inputs { intent, site: &self.site, device, seal: seal.as_ref().map(|s| s as &dyn Seal) };
         let none = Ledger::default();
         compute(inputs, ledgers.get(&id).unwrap_or(&none), now_ms())
@@ -355,8 +365,7 @@ impl Controller {
     /// Computes and publishes a device's config anew after something other than the intent changed.
     pub fn republish(&self, device: Uuid) -> Result<Arc<Published>, StateError> {
         self.with_project(|project| {
-            let name = project.intent.devices.values().find(|object| object.uid == device);
-            let name = name.map(|object| object.name.clone()).ok_or(StateError::NoDevice)?;
+            let name = project.device_names.get(&device).cloned().ok_or(StateError::NoDevice)?;
             let computed =
                 self.compute(&project.intent, &project.ledgers, &name).ok_or(StateError::NoDevice)?;
             let published = Arc::new(self.render(&name, &computed)?);

@@ -49,12 +49,10 @@ fn enroll(controller: &Controller, token: &str, registration: Registration) -> O
             return Ok(StatusCode::FORBIDDEN);
         };
         let nodes = controller.all_nodes();
-        let records: Vec<([u8; 32], NodeRecord)> =
-            nodes.iter().map(|node| (node.cert_hash, node.record())).collect();
-        let registered = records.iter().map(|(cert_hash, record)| Registered {
-            cert_hash: *cert_hash,
-            serial: &record.serial,
-            soft_serial: &record.soft_serial,
+        let registered = nodes.iter().map(|node| Registered {
+            cert_hash: node.cert_hash,
+            serial: &node.serial,
+            soft_serial: &node.soft_serial,
         });
         let request = Request {
             cert_hash: certs::der_hash(&registration.device_der),
@@ -129,10 +127,12 @@ fn join(
         project.intent.put(Controller::typed(&stored)?);
         project.stored.insert((Kind::Device, stored.name.clone()), stored);
     }
+    if let Some(device) = project.intent.devices.values().find(|device| device.uid == id) {
+        node.set_policy(device.spec.attestation);
+        project.device_names.insert(id, device.name.clone());
+    }
+    let name = project.device_names.get(&id).cloned().unwrap_or_default();
     controller.insert_node(Arc::new(node));
-    controller.set_policies(&project.intent);
-    let name =
-        project.intent.devices.values().find(|d| d.uid == id).map_or_else(String::new, |d| d.name.clone());
     let message = format!("with jointoken/{token}, serial '{}'", registration.serial);
     controller.observed.event(now_ms(), format!("device/{name}"), "Registered", message);
     Ok(())

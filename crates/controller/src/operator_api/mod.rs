@@ -139,7 +139,13 @@ async fn plan(State(api): State<Api>, body: Bytes) -> Answered {
 }
 
 async fn apply(State(api): State<Api>, body: Bytes) -> Answered {
-    let (change, expected) = read_change(&body)?;
+    let (mut change, expected) = read_change(&body)?;
+    if let Some(hash) = expected.as_ref().filter(|_| change.is_empty()) {
+        change = api.planned(hash).ok_or_else(|| {
+            Problem::new(StatusCode::CONFLICT, "PlanStale", format!("no plan {hash} is remembered"))
+                .next("run plan again, read it, and apply its hash")
+        })?;
+    }
     let plan = blocking(&api, move |c| c.apply(&change, expected.as_deref()).map_err(Problem::from)).await?;
     Ok(Json(plan).into_response())
 }
@@ -274,7 +280,19 @@ async fn events(State(api): State<Api>, Query(query): Query<EventQuery>) -> Answ
     let wanted = |event: &crate::observed::Event| {
         event.sequence > query.after && query.object.as_ref().is_none_or(|object| *object == event.object)
     };
-    let items: Vec<_> = events.into_iter().filter(wanted).collect();
+    let items: Vec<Value> = events
+        .into_iter()
+        .filter(wanted)
+        .map(|event| {
+            json!({
+                "sequence": event.sequence,
+                "at": view::time(event.at_ms),
+                "object": event.object,
+                "reason": event.reason,
+                "message": event.message,
+            })
+        })
+        .collect();
     Ok(Json(json!({ "items": items })).into_response())
 }
 

@@ -55,7 +55,7 @@ fn condition(r#type: &'static str, is_true: bool, reason: &str, message: impl In
     }
 }
 
-fn time(ms: i64) -> Option<String> {
+pub(super) fn time(ms: i64) -> Option<String> {
     (ms > 0).then(|| jiff::Timestamp::from_millisecond(ms).ok().map(|at| at.to_string()))?
 }
 
