@@ -46,10 +46,10 @@ impl Netns {
         Ok(netns)
     }
 
-    /// A command inside the namespace, as root.
+    /// A command inside the namespace, as root. Not by `ip netns exec`: that hides the host's control groups.
     pub fn command(&self, program: &std::path::Path) -> std::process::Command {
-        let mut command = root("ip");
-        command.args(["netns", "exec", &self.name]).arg(program);
+        let mut command = root("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.name)).arg("--").arg(program);
         command
     }
 

@@ -36,6 +36,7 @@ pub fn run(mut service: Service) -> Result<(), PlannerError> {
     subscribe(&mut service);
     let mut published = Published::default();
     let mut deadline = None;
+    let mut awaited = Vec::new();
     loop {
         match service.next(deadline) {
             Event::Stop => return Ok(()),
@@ -43,8 +44,20 @@ pub fn run(mut service: Service) -> Result<(), PlannerError> {
             Event::Call(_) | Event::Channel(_) | Event::Worker(()) | Event::Readable(_) => continue,
         }
         deadline = None;
-        let Some(config) = inputs_synced(&service).then(|| service.get::<topics::Config>("")).flatten()
-        else {
+        let missing = missing_inputs(&service);
+        if missing != awaited {
+            match missing.as_slice() {
+                [] => log::info(format_args!("all inputs are there")),
+                names => {
+                    log::info(format_args!(
+                        "nothing is decided before these are there: {}",
+                        names.join(", ")
+                    ));
+                }
+            }
+            awaited = missing;
+        }
+        let Some(config) = awaited.is_empty().then(|| service.get::<topics::Config>("")).flatten() else {
             continue;
         };
         let plan = apps::plan(&config, &observed(&service), &memory, &desired);
@@ -73,15 +86,24 @@ fn subscribe(service: &mut Service) {
     service.subscribe::<topics::NodeObserved>();
 }
 
-fn inputs_synced(service: &Service) -> bool {
-    service.is_synced::<topics::Config>()
-        && service.is_synced::<topics::ContentObserved>()
-        && service.is_synced::<topics::VolumeObserved>()
-        && service.is_synced::<topics::NetworkObserved>()
-        && service.is_synced::<topics::VifsObserved>()
-        && service.is_synced::<topics::AppObserved>()
-        && service.is_synced::<topics::PortObserved>()
-        && service.is_synced::<topics::NodeObserved>()
+/// Topics whose writer has not yet said everything.
+fn missing_inputs(service: &Service) -> Vec<&'static str> {
+    fn missing<T: Topic>(service: &Service) -> Option<&'static str> {
+        (!service.is_synced::<T>()).then_some(T::NAME)
+    }
+    [
+        missing::<topics::Config>(service),
+        missing::<topics::ContentObserved>(service),
+        missing::<topics::VolumeObserved>(service),
+        missing::<topics::NetworkObserved>(service),
+        missing::<topics::VifsObserved>(service),
+        missing::<topics::AppObserved>(service),
+        missing::<topics::PortObserved>(service),
+        missing::<topics::NodeObserved>(service),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn observed(service: &Service) -> Observed {

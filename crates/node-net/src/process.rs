@@ -4,7 +4,8 @@
 //! ```text
 //! topics, link events, retry ─ look ─ publish ports ─ all inputs synced? ─ apply ─ publish what stands ─ waiting shims
 //! ```
-//! Before both topics are synced nothing is changed: absent is not deleted. A shim that asks too early waits for its
+//! Before both topics are synced nothing is changed: absent is not deleted. The planner in turn decides nothing before
+//! this process has said what stands, so after a short wait for its orders it says that nothing does. A shim that asks too early waits for its
 //! answer. A round is taken at every event; on a kernel that is right it changes nothing and costs a few listings.
 
 use std::collections::BTreeSet;
@@ -31,6 +32,8 @@ const METRICS_EVERY: Duration = Duration::from_secs(10);
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// A shim waits so long for the order of its app.
 const ATTACH_PATIENCE: Duration = Duration::from_secs(10);
+/// Orders that stand already (this process was restarted) are here within this time.
+const ORDERS_PATIENCE: Duration = Duration::from_millis(300);
 /// Shims that wait at once.
 const MAX_WAITING: usize = 64;
 const SWITCHES: &str = "/proc/sys/net";
@@ -66,6 +69,7 @@ pub fn run(mut service: Service) -> Result<(), ProcessError> {
         published: Published::default(),
         metrics_at: now,
         retry_at: Some(now),
+        orders_until: Some(now.plus_ms(ms(ORDERS_PATIENCE))),
     };
     process.serve();
     Ok(())
@@ -94,6 +98,8 @@ struct Process {
     metrics_at: MonoMs,
     /// When to go another round without being told.
     retry_at: Option<MonoMs>,
+    /// End of the wait for orders that stand already.
+    orders_until: Option<MonoMs>,
 }
 
 /// A shim that asked before its app was ordered.
@@ -175,8 +181,10 @@ impl Process {
         if !self.service.is_synced::<topics::NetworkDesired>()
             || !self.service.is_synced::<topics::VifsDesired>()
         {
+            self.await_orders();
             return;
         }
+        self.orders_until = None;
         let networks: Vec<_> = self.service.all::<topics::NetworkDesired>().into_values().collect();
         let apps: Vec<_> = self.service.all::<topics::VifsDesired>().into_values().collect();
         let report = self.net.apply(&networks, &apps);
@@ -192,6 +200,19 @@ impl Process {
         self.waiting = waiting;
         for one in known {
             self.attach(one.app, one.call);
+        }
+    }
+
+    /// There are no orders yet: a fresh start, or a planner that waits for us.
+    fn await_orders(&mut self) {
+        match self.orders_until {
+            Some(until) if self.service.now().mono < until => self.retry_at = Some(until),
+            Some(_) => {
+                self.orders_until = None;
+                self.service.synced::<topics::NetworkObserved>();
+                self.service.synced::<topics::VifsObserved>();
+            }
+            None => {}
         }
     }
 

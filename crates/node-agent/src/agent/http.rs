@@ -153,7 +153,7 @@ impl Client {
 
     fn send_once(&self, message: &Message, body: &[u8]) -> Result<HttpReply, String> {
         let url = format!("{}{}", self.base, message.path);
-        let request_id = Uuid::new_v4().to_string();
+        let request_id = random_id().to_string();
         let result = if message.signer == Signer::Nobody {
             self.http.get(&url).header(HEADER_REQUEST_ID, request_id).call()
         } else {
@@ -356,6 +356,14 @@ fn read_logs(services: &dyn Services) -> Option<Batch> {
         LogReply::Batch { batch, app, entries } => Some(Batch { number: batch, app, entries }),
         LogReply::Nothing | LogReply::Done => None,
     }
+}
+
+/// A random UUID by the system call itself: the root of a confined process has no `/dev/urandom` to fall back to.
+fn random_id() -> Uuid {
+    let mut bytes = [0; 16];
+    // a failure leaves an id that repeats; it only helps to find a request in two logs
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    uuid::Builder::from_random_bytes(bytes).into_uuid()
 }
 
 #[cfg(test)]
