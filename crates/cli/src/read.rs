@@ -229,12 +229,13 @@ pub(crate) fn logs(client: &Client, args: &LogsArgs) -> anyhow::Result<u8> {
     // Numbers rise per device, so what was shown is remembered per device.
     let mut seen: std::collections::BTreeMap<String, u64> = std::collections::BTreeMap::new();
     loop {
-        let tail = format!(
-            "{}/{name}/logs?tail={}{device}",
-            kind.plural(),
-            if seen.is_empty() { args.tail } else { 5000 }
-        );
-        let list = client.get(&tail)?;
+        // With one device the controller can leave out what was shown.
+        let from = match (seen.len(), seen.values().next()) {
+            (0, _) => format!("tail={}", args.tail),
+            (1, Some(last)) if kind == Kind::Device || args.device.is_some() => format!("after={last}"),
+            _ => String::new(),
+        };
+        let list = client.get(&format!("{}/{name}/logs?{from}{device}", kind.plural()))?;
         for line in list["items"].as_array().into_iter().flatten() {
             let device = cell(line, "/device");
             let number = line["sequence"].as_u64().unwrap_or(0);

@@ -35,6 +35,10 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// Sessions of TLS 1.2 clients that are remembered.
 const TLS_SESSIONS: usize = 32_768;
+/// How long sent bytes may stay unacknowledged.
+const UNACKNOWLEDGED_MS: u32 = 90_000;
+/// A connection that rests this long is probed.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 /// Pause after an accept failed, mostly for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Length of the queue of connections that wait to be accepted.
@@ -135,8 +139,7 @@ pub(crate) async fn serve(
 }
 
 async fn connection(stream: TcpStream, acceptor: TlsAcceptor, controller: Arc<Controller>, router: Router) {
-    // Answers are small and complete; waiting to fill a segment only delays them. A failure costs only speed.
-    let _ = stream.set_nodelay(true);
+    set_up(&stream);
     let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await else {
         return;
     };
@@ -153,6 +156,16 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, controller: Arc<Co
     if let Err(error) = served {
         tracing::debug!(%error, "connection ended");
     }
+}
+
+/// A failure here costs only speed, or patience with a client that is gone.
+fn set_up(stream: &TcpStream) {
+    // Answers are small and complete; waiting to fill a segment only delays them.
+    let _ = stream.set_nodelay(true);
+    // A client that takes nothing, or whose line is dead, does not keep its connection for ever.
+    let _ = rustix::net::sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED_MS);
+    let _ = rustix::net::sockopt::set_socket_keepalive(stream, true);
+    let _ = rustix::net::sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE);
 }
 
 async fn answer(controller: &Arc<Controller>, router: Router, request: Request<Incoming>) -> Response<Body> {

@@ -19,6 +19,8 @@ use crate::files;
 const QUEUE: usize = 4096;
 /// Streams kept open at most.
 const MAX_OPEN: usize = 512;
+/// Files of one device: apps come and go, and a device names them itself.
+const MAX_FILES: usize = 256;
 const MIB: u64 = 1024 * 1024;
 
 /// What a stream holds.
@@ -200,6 +202,12 @@ impl Files {
             }
             let dir = self.device_dir(key.0);
             files::private_dir(&dir).map_err(io::Error::other)?;
+            if matches!(key.1, StreamName::AppLog(_))
+                && !dir.join(format!("{}.seg", key.1.file())).exists()
+                && std::fs::read_dir(&dir)?.count() >= MAX_FILES
+            {
+                return Err(io::ErrorKind::QuotaExceeded.into());
+            }
             let stream = Stream::open(&dir, &key.1.file(), key.1.quota())?;
             let mut newest = BTreeMap::new();
             if key.1 == StreamName::Info {
