@@ -127,7 +127,7 @@ impl Core {
                 fault: None,
             },
             floor_s: disk.floor_s(),
-            own: Own { device, ..Own::default() },
+            own: Own { device, serial: serial.clone(), ..Own::default() },
             serial,
             started: MonoMs(0),
             is_online: false,
@@ -506,6 +506,9 @@ impl Core {
         fx: &mut dyn Effects,
     ) -> Result<(), Fault> {
         seal_config(&mut config, &mut |request| fx.vault(request))?;
+        if self.config.as_ref() == Some(&config) {
+            return Ok(());
+        }
         if let (Some(container), Some(trusted)) = (container, &self.trusted) {
             let saved = SavedConfig { certs: trusted.message.clone(), container: container.to_vec() };
             if let Err(error) = self.disk.save_config(&saved) {
@@ -807,3 +810,7 @@ fn name(ask: &Ask) -> &'static str {
         Ask::ReadLogs | Ask::PostLogs { .. } | Ask::TakenLogs { .. } => "newlogs",
     }
 }
+
+#[cfg(test)]
+#[path = "core_tests.rs"]
+mod tests;

@@ -32,6 +32,8 @@ const MAX_BLOBS: usize = 4096;
 #[derive(Clone, Debug, Default)]
 pub struct Own {
     pub device: Option<DeviceId>,
+    /// Serial number the node registers by, when it is not the machine's.
+    pub serial: Option<String>,
     pub phase: Option<Phase>,
     pub requests: RequestCounts,
     pub received_config: Option<WallTime>,
@@ -123,7 +125,7 @@ pub fn device(own: &Own, config: Option<&DeviceConfig>, world: &World) -> Device
         status.architecture = node.architecture;
         status.manufacturer = node.manufacturer;
         status.product = node.product;
-        status.serial = node.serial;
+        status.serial = own.serial.clone().unwrap_or(node.serial);
         status.cpus = node.cpus;
         status.memory_bytes = node.memory_bytes;
         status.booted_at = node.booted_at;
