@@ -10,7 +10,7 @@ use eve_api::wire::uuid::UuidResponse;
 use model::config::{ConfigItem, Datastore, DatastoreKind};
 use model::id::DatastoreId;
 use model::secret::{CipherContext, SecretHandle};
-use model::time::Wall;
+use model::time::{Wall, WallTime};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use uuid::Uuid;
 
