@@ -13,7 +13,7 @@ use model::time::{MonoMs, Now};
 use reconcile::{Chance, Deadlines, Machine, Outbox, earliest};
 
 /// Between two reports of one object: progress of a download changes many times a second.
-const INFO_GAP_MS: u64 = 1_000;
+const INFO_GAP_MS: u64 = 300;
 /// The device's report is the largest, and many things change it.
 const DEVICE_GAP_MS: u64 = 3_000;
 /// The first metrics come soon after the start, when there is something to report.
@@ -230,8 +230,8 @@ mod tests {
         );
         assert_eq!(handle(&mut machine, 10, Input::Changed(app(1))), []);
         assert_eq!(handle(&mut machine, 20, Input::Changed(app(1))), []);
-        assert_eq!(machine.deadline(), Some(MonoMs(1_005)));
-        assert_eq!(wake(&mut machine, 1_005), [Output::Info(app(1))]);
+        assert_eq!(machine.deadline(), Some(MonoMs(305)));
+        assert_eq!(wake(&mut machine, 305), [Output::Info(app(1))]);
         assert_eq!(
             handle(&mut machine, 9_000, Input::Changed(app(2))),
             [Output::Metrics, Output::Info(app(2))]
