@@ -31,6 +31,13 @@ http {
 }
 ";
 
+/// Puts what the app was told at its start on the page, then becomes nginx.
+const START: &str = "\
+#!/bin/busybox sh
+echo \"<h1>${GREETING:-hello}</h1>\" > /srv/index.html
+exec /usr/sbin/nginx
+";
+
 /// Directory of an OCI layout with the web server under [`TAG`]; made once per cache directory.
 pub fn web_server(cache: &Path) -> anyhow::Result<PathBuf> {
     let layout = cache.join("web-image");
@@ -59,8 +66,9 @@ pub fn web_server(cache: &Path) -> anyhow::Result<PathBuf> {
         "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     )?;
     write(&rootfs.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;
-    write(&rootfs.join("srv/index.html"), "<h1>hello from the edge</h1>\n")?;
-    for dir in ["run", "tmp", "var/log/nginx", "var/lib/nginx", "proc", "sys", "dev"] {
+    write(&rootfs.join("start"), START)?;
+    fs::set_permissions(rootfs.join("start"), fs::Permissions::from_mode(0o755))?;
+    for dir in ["run", "srv", "tmp", "var/log/nginx", "var/lib/nginx", "proc", "sys", "dev"] {
         fs::create_dir_all(rootfs.join(dir))?;
     }
     fs::set_permissions(rootfs.join("tmp"), fs::Permissions::from_mode(0o1777))?;
@@ -79,8 +87,8 @@ fn download(work: &Path) -> anyhow::Result<()> {
         .args(["-o", &option("Dir::State::status", &work.join("status"))])
         .args(["-o", &format!("{}/", option("Dir::Cache::archives", &work.join("debs")))])
         .args(["-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User=root"])
-        .args(["install", "nginx"]))
-    .context("cannot download nginx: is the package index there? (apt-get update)")?;
+        .args(["install", "nginx", "busybox-static"]))
+    .context("cannot download nginx and busybox: is the package index there? (apt-get update)")?;
     Ok(())
 }
 
@@ -130,7 +138,7 @@ fn pack(work: &Path, rootfs: &Path) -> anyhow::Result<()> {
         .arg(format!("{}/.", rootfs.display()))
         .arg(bundle.join("rootfs")))?;
     run(root("umoci").args(["repack", "--image", &image]).arg(&bundle))?;
-    run(root("umoci").args(["config", "--image", &image, "--config.entrypoint", "/usr/sbin/nginx"]).args([
+    run(root("umoci").args(["config", "--image", &image, "--config.entrypoint", "/start"]).args([
         "--config.env",
         "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
         "--config.stopsignal",

@@ -118,18 +118,28 @@ impl Controller {
         run(&mut self.command(args))
     }
 
+    /// Whether some object of a kind has a condition with status True.
+    pub fn has_condition(&self, kind: &str, condition: &str) -> bool {
+        let text = self.cli(&["get", kind, "-o", "json"]).unwrap_or_default();
+        let Ok(list) = serde_json::from_str::<serde_json::Value>(&text) else { return false };
+        let objects = list["items"].as_array().cloned().unwrap_or_else(|| vec![list]);
+        let conditions =
+            objects.iter().flat_map(|object| object["status"]["conditions"].as_array().into_iter().flatten());
+        conditions.into_iter().any(|c| c["type"] == condition && c["status"] == "True")
+    }
+
     pub fn process(&mut self) -> &mut Background {
         &mut self.process
     }
 
     /// Makes an onboarding bundle.
     pub fn bundle(&self, out: &Path) -> anyhow::Result<()> {
-        self.cli(&["node", "bundle", "--out", &out.to_string_lossy()]).map(drop)
+        self.cli(&["node", "bundle", "--serial", "*", "--out", &out.to_string_lossy()]).map(drop)
     }
 
     /// Pushes an image of an OCI layout into the built-in registry.
     pub fn push(&self, layout: &Path, tag: &str, to: &str) -> anyhow::Result<()> {
-        let token = fs::read_to_string(self.data.join("admin.token"))
+        let token = fs::read_to_string(self.data.join("admin-token"))
             .context("the controller wrote no admin token")?;
         run(Command::new("skopeo")
             .args(["copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"])
@@ -251,8 +261,8 @@ impl Lab {
         controller.push(&layout, image::TAG, "hello/web:1")?;
         step("waiting for the node to come online");
         let online = wait_for("node is online", Duration::from_secs(ONLINE_S), || {
-            let text = controller.cli(&["get", "devices", "-o", "json"]).unwrap_or_default();
-            (text.contains("\"Online\"") || node.process().check().is_err()).then_some(())
+            let online = controller.has_condition("devices", "Connected");
+            (online || node.process().check().is_err()).then_some(())
         });
         node.process().check()?;
         if let Err(error) = online {

@@ -77,7 +77,7 @@ pub async fn serve(options: Options, ready: impl FnOnce(SocketAddr, &str)) -> Re
     let tls = server::tls_config(cert.clone())?;
     let router = operator_api::router(controller.clone()).merge(registry::router(registry.clone()));
     let client =
-        serde_json::json!({ "format": 1, "server": format!("https://127.0.0.1:{}", address.port()) });
+        serde_json::json!({ "format": 1, "server": format!("https://{}", reached_from_here(address)) });
     files::write(&options.data.join("client.json"), client.to_string().as_bytes())?;
 
     let (stop, stopped) = watch::channel(false);
@@ -92,6 +92,15 @@ pub async fn serve(options: Options, ready: impl FnOnce(SocketAddr, &str)) -> Re
     // Whether it ended in time or not, the process ends now.
     let _ = tokio::time::timeout(STOP_TIME, server).await;
     Ok(())
+}
+
+/// Where a program on this host finds a listener: on its own address, or on loopback when it listens on all.
+fn reached_from_here(listens: std::net::SocketAddr) -> std::net::SocketAddr {
+    match listens.ip() {
+        ip if !ip.is_unspecified() => listens,
+        std::net::IpAddr::V4(_) => (std::net::Ipv4Addr::LOCALHOST, listens.port()).into(),
+        std::net::IpAddr::V6(_) => (std::net::Ipv6Addr::LOCALHOST, listens.port()).into(),
+    }
 }
 
 async fn wait_for_signal() -> std::io::Result<()> {
