@@ -136,15 +136,10 @@ fn change_properties(lab: &Lab, marker: &str) {
     lab.controller.apply("device.yaml", &object.to_string()).unwrap();
 }
 
+/// The device has echoed the marker, and the controller shows its app as running.
 fn reports(lab: &Lab, marker: &str) -> bool {
-    let history = lab
-        .controller
-        .cli(&["describe", &format!("device/{}", device(lab)), "-o", "json"])
-        .unwrap_or_default();
-    history.contains(marker) && {
-        let apps = lab.controller.cli(&["get", "apps", "-o", "json"]).unwrap_or_default();
-        apps.contains("Running") || apps.contains("RUNNING")
-    }
+    let info = lab.controller.cli(&["get", &format!("device/{}", device(lab)), "--info"]).unwrap_or_default();
+    info.contains(marker) && lab.controller.has_condition("apps", "Ready")
 }
 
 fn get(lab: &Lab, what: &str) -> serde_json::Value {
