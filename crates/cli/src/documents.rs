@@ -15,6 +15,11 @@ use serde_saphyr::Spanned;
 /// Depth of a document.
 const MAX_DEPTH: usize = 64;
 
+/// Documents in one file: what the controller takes in one change.
+const MAX_DOCUMENTS: usize = 10_000;
+/// Values in one file.
+const MAX_NODES: usize = 1_000_000;
+
 /// A document and where it came from.
 #[derive(Debug)]
 pub(crate) struct Document {
@@ -177,8 +182,13 @@ fn read(path: &Path) -> anyhow::Result<String> {
 }
 
 fn parse(file: &Path, text: &str) -> anyhow::Result<Vec<Document>> {
-    let roots: Vec<Spanned<Node>> =
-        serde_saphyr::from_multiple(text).map_err(|error| anyhow!("{}: {error}", file.display()))?;
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_documents: MAX_DOCUMENTS, max_nodes: MAX_NODES, max_events: 2 * MAX_NODES
+        },
+    };
+    let roots: Vec<Spanned<Node>> = serde_saphyr::from_multiple_with_options(text, options)
+        .map_err(|error| anyhow!("{}: {error}", file.display()))?;
     let documents = roots.into_iter().map(|root| Document { file: file.to_owned(), root });
     Ok(documents.filter(|document| !document.is_empty()).collect())
 }

@@ -521,8 +521,8 @@ pub(crate) fn local_network(spec: &NetworkSpec) -> Option<LocalNetwork> {
         at if at == first => (first + 1, last),
         at if at == last => (first, last - 1),
         // The longer side of a gateway in the middle.
-        at if at - first > last - at => (first, at - 1),
-        at => (at + 1, last),
+        at if at.saturating_sub(first) > last.saturating_sub(at) => (first, at.saturating_sub(1)),
+        at => (at.saturating_add(1), last),
     };
     Some(LocalNetwork {
         subnet: Prefix4 { address: subnet.network(), length: subnet.length },

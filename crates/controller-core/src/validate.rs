@@ -42,7 +42,8 @@ pub struct Problem {
 pub fn problems(intent: &Intent) -> Vec<Problem> {
     let mut out = Vec::new();
     names(intent, &mut out);
-    intent.devices.values().for_each(|device| check_device(device, intent, &mut out));
+    intent.devices.values().for_each(|device| check_device(device, &mut out));
+    check_serials(intent, &mut out);
     intent.join_tokens.values().for_each(|token| {
         let mut say = Say::new(Kind::JoinToken, &token.name, &mut out);
         if token.spec.serials.len() + token.spec.soft_serials.len() > MAX_SERIALS {
@@ -140,7 +141,7 @@ fn check_labels(labels: &BTreeMap<String, String>, path: &str, say: &mut Say<'_>
     }
 }
 
-fn check_device(device: &Object<DeviceSpec>, intent: &Intent, out: &mut Vec<Problem>) {
+fn check_device(device: &Object<DeviceSpec>, out: &mut Vec<Problem>) {
     let mut say = Say::new(Kind::Device, &device.name, out);
     let mut names = BTreeSet::new();
     let mut interfaces = BTreeSet::new();
@@ -164,15 +165,20 @@ fn check_device(device: &Object<DeviceSpec>, intent: &Intent, out: &mut Vec<Prob
     if !device.spec.ports.is_empty() && device.spec.ports.iter().all(|port| port.apps_only) {
         say.it("spec.ports", "every port is appsOnly; the device could not reach the controller".into());
     }
-    for (what, get) in [
-        ("serial", (|d: &DeviceSpec| d.serial.clone()) as fn(&DeviceSpec) -> Option<String>),
-        ("softSerial", |d| d.soft_serial.clone()),
-    ] {
-        let Some(mine) = get(&device.spec) else { continue };
-        let other =
-            intent.devices.values().find(|o| o.name < device.name && get(&o.spec).as_ref() == Some(&mine));
-        if let Some(other) = other {
-            say.it(&format!("spec.{what}"), format!("'{mine}' is bound by device/{} too", other.name));
+}
+
+/// Two devices cannot wait for the same serial.
+fn check_serials(intent: &Intent, out: &mut Vec<Problem>) {
+    let mut bound: BTreeMap<(&str, &str), &str> = BTreeMap::new();
+    for device in intent.devices.values() {
+        let serials = [("serial", &device.spec.serial), ("softSerial", &device.spec.soft_serial)];
+        for (what, serial) in
+            serials.into_iter().filter_map(|(what, serial)| Some((what, serial.as_deref()?)))
+        {
+            if let Some(other) = bound.insert((what, serial), &device.name) {
+                Say::new(Kind::Device, &device.name, out)
+                    .it(&format!("spec.{what}"), format!("'{serial}' is bound by device/{other} too"));
+            }
         }
     }
 }
@@ -385,4 +391,125 @@ fn conflicts(intent: &Intent, out: &mut Vec<Problem>) {
     }
     out.sort();
     out.dedup();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::{PortSpec, RegistrySpec, ResourcesSpec, Spec};
+    use uuid::Uuid;
+
+    fn add(intent: &mut Intent, name: &str, spec: Spec) {
+        let (name, uid, labels, generation) = (name.into(), Uuid::nil(), BTreeMap::new(), 1);
+        intent.put(Object { name, uid, labels, generation, spec });
+    }
+
+    fn app(networks: &[&str], ports: &[&str]) -> AppSpec {
+        let attachment = |name: &&str| crate::resource::AttachmentSpec {
+            network: (*name).into(),
+            address: None,
+            mac: None,
+        };
+        AppSpec {
+            image: "web:1".into(),
+            registry: BUILTIN_REGISTRY.into(),
+            devices: Vec::new(),
+            selector: Some(BTreeMap::new()),
+            networks: networks.iter().map(attachment).collect(),
+            ports: ports.iter().map(|port| (*port).into()).collect(),
+            acl: None,
+            env: BTreeMap::new(),
+            secret_env: BTreeMap::new(),
+            user_data: None,
+            resources: ResourcesSpec::default(),
+            isolation: crate::resource::Isolation::Container,
+            activate: true,
+            restart_counter: 0,
+            purge_counter: 0,
+        }
+    }
+
+    fn local(subnet: &str) -> Spec {
+        Spec::Network(NetworkSpec { subnet: Some(subnet.into()), ..NetworkSpec::default() })
+    }
+
+    fn lines(intent: &Intent) -> Vec<String> {
+        problems(intent)
+            .iter()
+            .map(|p| format!("{}/{} {}: {}", p.kind.singular(), p.name, p.path, p.message))
+            .collect()
+    }
+
+    #[test]
+    fn what_two_objects_cannot_share_on_a_device_is_named() {
+        let mut intent = Intent::default();
+        add(&mut intent, "d", Spec::Device(DeviceSpec::default()));
+        add(&mut intent, "n1", local("10.0.0.0/16"));
+        add(&mut intent, "n2", local("10.0.5.0/24"));
+        add(&mut intent, "a", Spec::App(app(&["n1"], &["80:80", "53:53/udp"])));
+        assert_eq!(lines(&intent), [""; 0]);
+        add(&mut intent, "b", Spec::App(app(&["n2"], &["80:8080", "53:53"])));
+        expect_test::expect![[r#"
+            [
+                "app/b spec.ports[0]: port 80 of device/d is used by app/a already",
+                "network/n2 spec.subnet: 10.0.5.0/24 overlaps with network/n1 on device/d",
+            ]
+        "#]]
+        .assert_debug_eq(&lines(&intent));
+    }
+
+    #[test]
+    fn dangling_and_unreadable_things_are_named() {
+        let mut intent = Intent::default();
+        let port = |name: &str, apps_only| PortSpec {
+            name: name.into(),
+            interface: None,
+            addressing: Addressing::Dhcp,
+            apps_only,
+        };
+        let ports = alloc::vec![port("eth0", true), port("eth0", true)];
+        let serial = Some("S".into());
+        add(
+            &mut intent,
+            "d",
+            Spec::Device(DeviceSpec { ports, serial: serial.clone(), ..DeviceSpec::default() }),
+        );
+        add(&mut intent, "e", Spec::Device(DeviceSpec { serial, ..DeviceSpec::default() }));
+        let network = NetworkSpec {
+            port: Some("eth7".into()),
+            gateway: Some([10, 9, 9, 9].into()),
+            ..NetworkSpec::default()
+        };
+        add(&mut intent, "n", Spec::Network(NetworkSpec { subnet: Some("10.0.0.0/24".into()), ..network }));
+        let credentials = Some("nobody".into());
+        add(
+            &mut intent,
+            "r",
+            Spec::Registry(RegistrySpec { url: "a b".into(), credentials, ..RegistrySpec::default() }),
+        );
+        let mut bad = app(&["n", "n", "gone"], &["80"]);
+        bad.secret_env.insert("1KEY".into(), SecretRef { name: "gone".into(), key: "k".into() });
+        bad.env.insert("A".into(), "two\nlines".into());
+        add(&mut intent, "UPPER", Spec::App(bad));
+        expect_test::expect![[r#"
+            [
+                "device/d spec.ports: every port is appsOnly; the device could not reach the controller",
+                "device/d spec.ports[1]: port 'eth0' or its interface stands twice",
+                "device/e spec.serial: 'S' is bound by device/d too",
+                "app/UPPER metadata.name: must be 1 to 63 lower-case letters, digits, '-' or '.'",
+                "app/UPPER spec.env.A: keys are letters, digits and '_'; values have one line",
+                "app/UPPER spec.networks[1]: network/n stands twice",
+                "app/UPPER spec.networks[2]: network/gone does not exist",
+                "app/UPPER spec.ports[0]: '80' is no port map like 8080:80 or 5353:53/udp",
+                "app/UPPER spec.secretEnv.1KEY: keys are letters, digits and '_'; values have one line",
+                "app/UPPER spec.secretEnv.1KEY: secret/gone does not exist",
+                "network/n spec.gateway: 10.9.9.9 is no host of 10.0.0.0/24",
+                "network/n spec.port: device/d has no port 'eth7' in its spec",
+                "network/n spec.port: device/e has no port 'eth7' in its spec",
+                "registry/r spec.credentials: secret/nobody does not exist",
+                "registry/r spec.url: 'a b' is no registry address like registry.example:5000",
+            ]
+        "#]]
+        .assert_debug_eq(&lines(&intent));
+    }
 }

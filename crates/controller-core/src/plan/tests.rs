@@ -203,13 +203,13 @@ fn a_new_image_purges_and_a_new_value_restarts() {
             "Change contentTree app0 image (web:1): url generation",
             "Remove volume app0 root: key.id key.generation name origin.Content max_size_bytes is_read_only",
             "Add volume app0 root: key.id key.generation name origin.Content max_size_bytes is_read_only",
-            "Change app app0: volumes.0.generation purge_counter",
+            "Change app app0: version volumes.0.generation purge_counter",
         ]
     "#]]
     .assert_debug_eq(&lines(&first["d0"], &second["d0"]));
     expect_test::expect![[r#"
         [
-            "Change app app0: restart_counter user_data.Sealed.Object.block.context_id user_data.Sealed.Object.block.initial_value user_data.Sealed.Object.block.cipher_data user_data.Sealed.Object.block.clear_text_sha256 user_data.Sealed.Object.context.id user_data.Sealed.Object.context.device_cert_hash user_data.Sealed.Object.context.controller_cert_hash",
+            "Change app app0: version restart_counter user_data.Sealed.Object.block.context_id user_data.Sealed.Object.block.initial_value user_data.Sealed.Object.block.cipher_data user_data.Sealed.Object.block.clear_text_sha256 user_data.Sealed.Object.context.id user_data.Sealed.Object.context.device_cert_hash user_data.Sealed.Object.context.controller_cert_hash",
         ]
     "#]]
     .assert_debug_eq(&lines(&second["d0"], &third["d0"]));
