@@ -26,6 +26,24 @@ pub struct Process {
     /// What each descriptor points to.
     pub fds: BTreeMap<u32, String>,
     pub uid_map: String,
+    pub sockets: Vec<Socket>,
+}
+
+/// A socket the process holds, as its network namespace lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Socket {
+    /// A unix socket; the name it is bound to, if any.
+    Unix {
+        name: Option<String>,
+    },
+    /// TCP or UDP; the port it waits at for whoever comes, if it does.
+    Inet {
+        protocol: &'static str,
+        waits_at: Option<u16>,
+    },
+    Netlink,
+    /// Raw and packet sockets.
+    Raw,
 }
 
 #[derive(Clone, Debug)]
@@ -47,15 +65,20 @@ impl Process {
             .filter_map(|line| line.split_once(':'))
             .map(|(name, value)| (name.to_owned(), value.split_whitespace().collect::<Vec<_>>().join(" ")))
             .collect();
+        let fds: BTreeMap<u32, String> = links(&format!("{dir}/fd"))?
+            .into_iter()
+            .filter_map(|(k, v)| Some((k.parse().ok()?, v)))
+            .collect();
+        let inodes: BTreeSet<&str> =
+            fds.values().filter_map(|target| target.strip_prefix("socket:[")?.strip_suffix(']')).collect();
+        let sockets = sockets(&dir, &inodes);
         Ok(Process {
+            sockets,
             pid,
             status,
             namespaces: links(&format!("{dir}/ns"))?,
             mounts: text("mountinfo")?.lines().filter_map(mount).collect(),
-            fds: links(&format!("{dir}/fd"))?
-                .into_iter()
-                .filter_map(|(k, v)| Some((k.parse().ok()?, v)))
-                .collect(),
+            fds: fds.clone(),
             uid_map: text("uid_map")?.split_whitespace().collect::<Vec<_>>().join(" "),
         })
     }
@@ -80,6 +103,41 @@ fn links(dir: &str) -> anyhow::Result<BTreeMap<String, String>> {
         }
     }
     Ok(found)
+}
+
+/// Looks the inodes up in the tables of the process's network namespace, see proc(5).
+fn sockets(dir: &str, inodes: &BTreeSet<&str>) -> Vec<Socket> {
+    let mut found = Vec::new();
+    let mut table = |name: &str, column: usize, read: &dyn Fn(&[&str]) -> Socket| {
+        let text = fs::read_to_string(format!("{dir}/net/{name}")).unwrap_or_default();
+        for line in text.lines().skip(1) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            if words.get(column).is_some_and(|inode| inodes.contains(inode)) {
+                found.push(read(&words));
+            }
+        }
+    };
+    table("unix", 6, &|words| Socket::Unix { name: words.get(7).map(|name| (*name).to_owned()) });
+    let port = |words: &[&str]| u16::from_str_radix(words.get(1)?.rsplit_once(':')?.1, 16).ok();
+    let is = |words: &[&str], state: &str| words.get(3).is_some_and(|s| *s == state);
+    /// TCP_LISTEN, and for UDP the state of a socket that is not connected.
+    const LISTENS: &str = "0A";
+    const UNCONNECTED: &str = "07";
+    for (name, protocol, waits) in [
+        ("tcp", "tcp", LISTENS),
+        ("tcp6", "tcp", LISTENS),
+        ("udp", "udp", UNCONNECTED),
+        ("udp6", "udp", UNCONNECTED),
+    ] {
+        table(name, 9, &|words| Socket::Inet {
+            protocol,
+            waits_at: port(words).filter(|_| is(words, waits)),
+        });
+    }
+    table("netlink", 9, &|_| Socket::Netlink);
+    table("raw", 9, &|_| Socket::Raw);
+    table("packet", 8, &|_| Socket::Raw);
+    found
 }
 
 /// A line of mountinfo, see proc(5).
@@ -119,6 +177,7 @@ pub fn differences(manifest: &Manifest, process: &Process, init: &Process) -> Ve
     out.extend(namespace_differences(manifest, process, init));
     out.extend(mount_differences(manifest, process));
     out.extend(descriptor_differences(manifest, process));
+    out.extend(socket_differences(manifest, process));
     out
 }
 
@@ -195,6 +254,25 @@ fn descriptor_differences(manifest: &Manifest, process: &Process) -> Vec<String>
         .filter(|(_, target)| !is_granted(target))
         .map(|(fd, target)| format!("{}: descriptor {fd} is {target}", manifest.name))
         .collect()
+}
+
+/// Nobody has a named socket. Who has no network has only unix sockets. Of the others only the one that may bind a
+/// service's port waits for strangers, and only there.
+fn socket_differences(manifest: &Manifest, process: &Process) -> Vec<String> {
+    const DNS_PORT: u16 = 53;
+    let has_network = manifest.network == Network::Node;
+    let may = |name: &str| manifest.capabilities.iter().any(|c| c.name == name);
+    let is_granted = |socket: &Socket| match socket {
+        Socket::Unix { name } => name.is_none(),
+        Socket::Inet { waits_at: None, .. } => has_network,
+        Socket::Inet { waits_at: Some(port), .. } => {
+            has_network && may("NET_BIND_SERVICE") && *port == DNS_PORT
+        }
+        Socket::Netlink => may("NET_ADMIN"),
+        Socket::Raw => false,
+    };
+    let strange = process.sockets.iter().filter(|socket| !is_granted(socket));
+    strange.map(|socket| format!("{}: holds the socket {socket:?}", manifest.name)).collect()
 }
 
 /// init hands shims and run the directories of apps' control groups.

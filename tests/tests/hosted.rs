@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tests::command::{root, run};
-use tests::confinement::{self, Process};
+use tests::confinement::{self, Process, Socket};
 use tests::http;
 use tests::lab::{Lab, Place, comm, descendants};
 use tests::progress::{step, wait_for};
@@ -79,6 +79,11 @@ fn every_process_and_the_app_have_what_their_manifests_grant_and_nothing_else() 
         for pid in lab.node.pids(&manifest.name).unwrap() {
             let process = Process::read(pid).unwrap();
             problems.extend(confinement::differences(&manifest, &process, &init));
+            if manifest.name == "net" {
+                // the judge sees sockets at all: the one server of the node is there
+                let dns = Socket::Inet { protocol: "udp", waits_at: Some(53) };
+                assert!(process.sockets.contains(&dns), "{:?}", process.sockets);
+            }
             *seen.entry(manifest.name.clone()).or_insert(0) += 1;
         }
     }
