@@ -49,13 +49,13 @@ const CORES: &[(&str, &[&str])] = &[
 ];
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Write generated documents anew instead of comparing them.
     #[arg(long)]
     fix: bool,
 }
 
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let mut problems = Vec::new();
     step("licence lines and file lengths");
     sources(&mut problems)?;

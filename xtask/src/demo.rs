@@ -15,13 +15,13 @@ const APP_PORT: u16 = 8080;
 const APP_S: u64 = 60;
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// End as soon as the app answered.
     #[arg(long)]
     once: bool,
 }
 
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     command::prepare_root()?;
     packages::ensure(packages::DEMO)?;
     crate::build_products()?;

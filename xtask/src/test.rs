@@ -14,7 +14,7 @@ use tests::progress::step;
 const UNIT_S_MAX: u64 = 60;
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Unit tests: no root, no network, no sleep.
     #[arg(long)]
     unit: bool,
@@ -28,7 +28,7 @@ pub struct Args {
     filter: Option<String>,
 }
 
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let all = !(args.unit || args.referees || args.hosted);
     if args.unit || all {
         unit(args.filter.as_deref())?;
