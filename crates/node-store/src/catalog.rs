@@ -271,7 +271,10 @@ impl Catalog {
                         std::os::unix::fs::chown(&path, Some(model.uid()), Some(model.gid()))
                             .map_err(failed("change owner of", &path))?;
                     }
-                    fs::set_permissions(&path, model.permissions()).map_err(failed("set mode of", &path))?;
+                    // By handle: one system call fewer to allow.
+                    File::open(&path)
+                        .and_then(|file| file.set_permissions(model.permissions()))
+                        .map_err(failed("set mode of", &path))?;
                 }
                 None => self.own(&path)?,
             }

@@ -84,6 +84,7 @@ pub fn run(service: Service<Posted>) -> Result<(), RunError> {
         said_volumes: BTreeSet::new(),
         may_have_garbage: true,
         is_looking: false,
+        look_again: false,
         look_at: MonoMs(0),
     };
     store.live();
@@ -104,6 +105,7 @@ struct Store {
     said_volumes: BTreeSet<VolumeKey>,
     may_have_garbage: bool,
     is_looking: bool,
+    look_again: bool,
     look_at: MonoMs,
 }
 
@@ -336,6 +338,9 @@ impl Store {
             Posted::Looked(bytes) => {
                 self.is_looking = false;
                 self.volume_bytes = bytes;
+                if self.look_again {
+                    self.look();
+                }
             }
         }
     }
@@ -358,8 +363,11 @@ impl Store {
     fn look(&mut self) {
         self.tell_storage();
         if self.is_looking {
+            // The thread may be past what was put aside now.
+            self.look_again = true;
             return;
         }
+        self.look_again = false;
         let (catalog, poster) = (self.catalog.clone(), self.poster.clone());
         let started = thread::Builder::new().name("look".into()).spawn(move || {
             if let Err(error) = catalog.empty_trash() {

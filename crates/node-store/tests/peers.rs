@@ -2,6 +2,8 @@
 //! Against real peers: images made by GNU tar, umoci and skopeo, served by Debian's docker-registry, unpacked by us and
 //! stacked by overlayfs, must look exactly as umoci unpacks them.
 //!
+//! The second test does the same with the processes as init starts them: confined, in store's own user namespace.
+//!
 //! Needs root, and: docker-registry, skopeo, umoci, tar, zstd, jq, curl, setcap, setfattr.
 #![allow(clippy::unwrap_used)]
 
@@ -14,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipc::calls::FetchRequest;
 use ipc::limits::{APP_UID_BASE, APP_UID_COUNT};
@@ -177,10 +179,15 @@ struct Stack(PathBuf);
 
 impl Stack {
     fn mount(catalog: &Catalog, image: &Image, place: &TempDir) -> Stack {
+        let layers: Vec<PathBuf> = image.layers.iter().map(|layer| catalog.layer_path(layer)).collect();
+        Stack::mount_paths(&layers, place)
+    }
+
+    /// Lowest first.
+    fn mount_paths(layers: &[PathBuf], place: &TempDir) -> Stack {
+        let layers: Vec<String> = layers.iter().rev().map(|path| path.display().to_string()).collect();
         let at = place.path().join("stack");
         fs::create_dir_all(&at).unwrap();
-        let layers: Vec<String> =
-            image.layers.iter().rev().map(|layer| catalog.layer_path(layer).display().to_string()).collect();
         let options = format!("userxattr,lowerdir={}", layers.join(":"));
         let status = Command::new("mount")
             .args(["-t", "overlay", "overlay", "-o", &options])
@@ -248,18 +255,18 @@ fn xattrs(path: &Path, base: u32) -> String {
     out
 }
 
+fn make_images(place: &Path, registry: &Registry) {
+    let made =
+        Command::new("bash").args(["-c", MAKE, "make"]).arg(place).arg(&registry.address).status().unwrap();
+    assert!(made.success());
+}
+
 #[test]
 #[ignore = "needs root and real registry tools"]
 fn images_of_other_tools_look_as_umoci_unpacks_them() {
     let place = tempfile::tempdir().unwrap();
     let registry = Registry::start(place.path());
-    let made = Command::new("bash")
-        .args(["-c", MAKE, "make"])
-        .arg(place.path())
-        .arg(&registry.address)
-        .status()
-        .unwrap();
-    assert!(made.success());
+    make_images(place.path(), &registry);
     let expected = describe(&place.path().join("bundle/rootfs"), 0);
     assert!(expected.len() > 300);
     let shifted = Owners::Shifted { base: APP_UID_BASE, limit: APP_UID_COUNT };
@@ -287,4 +294,133 @@ fn images_of_other_tools_look_as_umoci_unpacks_them() {
     for (reference, reason) in [("other", Reason::ArchitectureMismatch), ("missing", Reason::ImageNotFound)] {
         assert_eq!(pull(&catalog, &registry, reference).unwrap_err().reason, reason);
     }
+}
+
+/// A hosted node with bus, log, fetch, store and a stand-in for the planner.
+struct Node {
+    init: Child,
+    output: PathBuf,
+}
+
+impl Node {
+    fn start(place: &Path, registry: &Registry, order: &str) -> Node {
+        for name in ["config", "persist", "run", "bins"] {
+            fs::create_dir_all(place.join(name)).unwrap();
+        }
+        // Services run under uids of their own and must reach their executables.
+        fs::set_permissions(place, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let built = bin_dir();
+        for (name, file) in [
+            ("selvedge-bus", "selvedge-bus"),
+            ("selvedge-log", "selvedge-log"),
+            ("selvedge-fetch", "selvedge-fetch"),
+            ("selvedge-store", "selvedge-store"),
+            ("selvedge-planner", "examples/stand-in-planner"),
+        ] {
+            let _ = fs::remove_file(place.join("bins").join(name));
+            fs::copy(built.join(file), place.join("bins").join(name)).unwrap();
+        }
+        let output = place.join(format!("output-{order}"));
+        let path = |name: &str| place.join(name).into_os_string();
+        let init = Command::new(built.join("selvedge-init"))
+            .args(["--hosted", "--verbose", "--services", "bus,log,planner,fetch,store"])
+            .args(["--instance", &format!("store{}", std::process::id())])
+            .args(["--config".into(), path("config"), "--persist".into(), path("persist")])
+            .args(["--run".into(), path("run"), "--bins".into(), path("bins")])
+            .args(["--set", &format!("base_url=http://{}", registry.address)])
+            .args(["--set", "repository=team/app", "--set", &format!("order={order}")])
+            .stdout(fs::File::create(&output).unwrap())
+            .stderr(fs::File::options().append(true).open(&output).unwrap())
+            .spawn()
+            .unwrap();
+        Node { init, output }
+    }
+
+    fn wait_for(&self, what: &str, found: impl Fn() -> bool) {
+        let began = Instant::now();
+        while !found() {
+            let output = fs::read_to_string(&self.output).unwrap_or_default();
+            assert!(began.elapsed() < SOON, "in vain: {what}\n{output}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn said(&self, text: &str) -> usize {
+        fs::read_to_string(&self.output).unwrap().matches(text).count()
+    }
+
+    fn kill(&self, service: &str) {
+        let children = format!("/proc/{0}/task/{0}/children", self.init.id());
+        let children = fs::read_to_string(children).unwrap();
+        let is_it = |pid: &&str| {
+            fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(service))
+        };
+        let pid = children.split_whitespace().find(is_it).unwrap();
+        assert!(Command::new("kill").args(["-9", pid]).status().unwrap().success());
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").arg(self.init.id().to_string()).status();
+        let _ = self.init.wait();
+    }
+}
+
+fn bin_dir() -> PathBuf {
+    Path::new(env!("CARGO_BIN_EXE_selvedge-store")).parent().unwrap().to_path_buf()
+}
+
+/// How long anything may take before the test calls it broken.
+const SOON: Duration = Duration::from_secs(60);
+
+#[test]
+#[ignore = "needs root and real registry tools"]
+fn the_confined_processes_do_the_same_and_survive_being_killed() {
+    for (package, kind) in [
+        ("node-init", "--bins"),
+        ("node-base", "--bins"),
+        ("node-agent", "--bins"),
+        ("node-store", "--examples"),
+    ] {
+        let built =
+            Command::new(env!("CARGO")).args(["build", "--quiet", "--package", package, kind]).status();
+        assert!(built.unwrap().success());
+    }
+    let place = tempfile::tempdir().unwrap();
+    let registry = Registry::start(place.path());
+    make_images(place.path(), &registry);
+    let expected = describe(&place.path().join("bundle/rootfs"), 0);
+    let store = place.path().join("persist/store");
+    let nil = "00000000-0000-0000-0000-000000000000";
+    let volume = store.join(format!("volumes/{nil}#1"));
+    {
+        let node = Node::start(place.path(), &registry, "gzip");
+        node.wait_for("the volume", || volume.join("upper").exists());
+        let upper = fs::metadata(volume.join("upper")).unwrap();
+        assert_eq!((upper.uid(), upper.gid()), (APP_UID_BASE, APP_UID_BASE));
+        let record: serde_json::Value =
+            serde_json::from_slice(&fs::read(store.join("images").join(nil)).unwrap()).unwrap();
+        let image: Image = serde_json::from_value(record["image"].clone()).unwrap();
+        // Read back as the store itself would, without touching its directory.
+        let layer_path = |digest: &model::id::Digest| store.join("layers").join(&digest.to_string()[7..]);
+        let layers: Vec<PathBuf> = image.layers.iter().map(layer_path).collect();
+        let stack = Stack::mount_paths(&layers, &place);
+        let seen = describe(&stack.0, APP_UID_BASE);
+        for (path, text) in &expected {
+            assert_eq!(seen.get(path), Some(text), "{path}");
+        }
+        assert_eq!(seen.len(), expected.len());
+        // Killed, each comes back and nothing is pulled again.
+        node.kill("selvedge-store");
+        node.wait_for("store again", || node.said("store started") == 2);
+        node.kill("selvedge-fetch");
+        node.wait_for("fetch again", || node.said("fetch started") == 2);
+        assert_eq!((node.said("pulling ordered"), node.said("dropped")), (1, 0));
+    }
+    let node = Node::start(place.path(), &registry, "nothing");
+    let is_empty =
+        |name: &str| fs::read_dir(store.join(name)).is_ok_and(|mut entries| entries.next().is_none());
+    let all = ["volumes", "images", "layers", "layer-info", "blobs", "trash", "tmp"];
+    node.wait_for("an empty store", || all.iter().all(|name| is_empty(name)));
 }
