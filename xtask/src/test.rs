@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The tests: units without root and network, the referees, and the hosted node as a whole.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -12,6 +12,9 @@ use tests::progress::step;
 
 /// Longest time the unit tests may take once built.
 const UNIT_S_MAX: u64 = 60;
+
+/// Ignored functions that are tools and no tests: one writes files of the source tree, one only measures.
+const NO_TESTS: &[&str] = &["seeds", "500_megabytes"];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -68,8 +71,17 @@ fn unit(filter: Option<&str>) -> anyhow::Result<()> {
 /// Tests of single rooms that need root or real programs: the ignored ones of each crate.
 fn rooms(filter: Option<&str>) -> anyhow::Result<()> {
     step("tests of single rooms with real programs");
+    let oras = packages::oras(&tests::lab::target_dir()?.join("cache"))?;
+    let mut arguments = vec!["--ignored", "--test-threads", "1"];
+    for name in NO_TESTS {
+        arguments.extend(["--skip", name]);
+    }
+    if oras.is_none() {
+        step("oras is not to be had here: its test is left out");
+        arguments.extend(["--skip", "oras"]);
+    }
     for executable in executables(&["--workspace", "--exclude", "tests", "--tests"])? {
-        run_as_root(&executable, &["--ignored", "--test-threads", "1"], filter)?;
+        run_as_root(&executable, &arguments, filter, oras.as_deref())?;
     }
     Ok(())
 }
@@ -78,7 +90,7 @@ fn rooms(filter: Option<&str>) -> anyhow::Result<()> {
 fn whole(file: &str, filter: Option<&str>) -> anyhow::Result<()> {
     step(format_args!("whole-system tests: {file}"));
     for executable in executables(&["--package", "tests", "--test", file])? {
-        run_as_root(&executable, &["--ignored", "--test-threads", "1", "--nocapture"], filter)?;
+        run_as_root(&executable, &["--ignored", "--test-threads", "1", "--nocapture"], filter, None)?;
     }
     Ok(())
 }
@@ -107,12 +119,20 @@ fn executables(selection: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn run_as_root(executable: &PathBuf, arguments: &[&str], filter: Option<&str>) -> anyhow::Result<()> {
+fn run_as_root(
+    executable: &Path,
+    arguments: &[&str],
+    filter: Option<&str>,
+    more_programs: Option<&Path>,
+) -> anyhow::Result<()> {
     let mut command: Command = command::root("env");
     command
         .arg(format!("SELVEDGE_BIN={}", tests::lab::bin_dir()?.display()))
         .arg(format!("CARGO_TARGET_DIR={}", tests::lab::target_dir()?.display()));
-    for name in ["PATH", "HOME", tests::referee::VARIABLE, "EVE_API_TABLES", "PIP_CERT", "SSL_CERT_FILE"] {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = more_programs.map(Path::to_owned).into_iter().chain(std::env::split_paths(&path));
+    command.arg(format!("PATH={}", std::env::join_paths(path)?.to_string_lossy()));
+    for name in ["HOME", tests::referee::VARIABLE, "EVE_API_TABLES", "PIP_CERT", "SSL_CERT_FILE"] {
         if let Ok(value) = std::env::var(name) {
             command.arg(format!("{name}={value}"));
         }
