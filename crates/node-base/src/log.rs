@@ -18,6 +18,7 @@ use ipc::calls::{Log, LogRequest};
 use ipc::frame::{Channel, FrameError};
 use model::id::AppId;
 use model::log::LogSeverity;
+use model::time::WallTime;
 use service::{ChannelEvent, Event, IncomingCall, Service, clock};
 
 use shelf::{Line, Shelf, Stream};
@@ -130,7 +131,13 @@ impl Logs {
                 LogSeverity::Error => "error",
             };
             // Only for a human who looks on; it may be gone.
-            let _ = writeln!(std::io::stderr(), "{:<8} {severity:<5} {}", line.source, line.content);
+            let _ = writeln!(
+                std::io::stderr(),
+                "{} {:<8} {severity:<5} {}",
+                time_of_day(line.at),
+                line.source,
+                line.content
+            );
         }
         self.shelf.push(&stream, line);
     }
@@ -147,6 +154,26 @@ impl Logs {
     }
 }
 
+/// UTC, to the microsecond: fine enough to see what waited for what.
+fn time_of_day(at: WallTime) -> String {
+    let second = at.seconds.rem_euclid(24 * 60 * 60);
+    let (hour, minute) = (second / 3_600, second / 60 % 60);
+    format!("{hour:02}:{minute:02}:{:02}.{:06}", second % 60, at.nanos / 1_000)
+}
+
 fn app_of(key: &str) -> Option<AppId> {
     key.strip_prefix("shim/")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_of_day_is_that_of_utc() {
+        let at = |seconds, nanos| time_of_day(WallTime { seconds, nanos });
+        assert_eq!(at(0, 0), "00:00:00.000000");
+        assert_eq!(at(1_700_000_000, 1_234_999), "22:13:20.001234");
+        assert_eq!(at(-1, 0), "23:59:59.000000");
+    }
 }

@@ -47,6 +47,8 @@ const SERIAL_WAIT_MS: u64 = 5_000;
 /// The time floor is written when it rises by this much.
 const FLOOR_STEP_S: i64 = 3_600;
 
+const DEVICE_CHANGED: report::Input = report::Input::Changed(Subject::Device);
+
 /// What the core has done outside.
 pub trait Effects {
     /// Sends a request; its [`Done`] follows some time later, unless the request could not be taken.
@@ -183,6 +185,8 @@ impl Core {
     pub fn observe(&mut self, now: Now, world: World, fx: &mut dyn Effects) {
         let changes = self.world.changes(&world);
         let had_node = self.world.node.is_some();
+        let is_applied = self.world.applied != world.applied;
+        let change = if is_applied { report::Input::Applied } else { DEVICE_CHANGED };
         self.world = world;
         for subject in changes.changed {
             self.reports(now, report::Input::Changed(subject), fx);
@@ -191,7 +195,7 @@ impl Core {
             self.reports(now, report::Input::Gone(subject), fx);
             self.queue(now, upload::Input::Forget { key: reports::queue_key(subject).0 }, fx);
         }
-        self.compare_device(now, fx);
+        self.compare_device(now, change, fx);
         if !had_node {
             self.go_online(now, fx);
         }
@@ -206,7 +210,7 @@ impl Core {
                     fx.log(LogSeverity::Debug, format!("no answer to {}: {why}", name(&ask)));
                 }
                 self.answered(now, ask, reply, fx);
-                self.compare_device(now, fx);
+                self.compare_device(now, DEVICE_CHANGED, fx);
             }
         }
     }
@@ -234,7 +238,7 @@ impl Core {
         let mut outbox = Outbox::new();
         self.logs.wake(now, &mut outbox);
         self.do_logs(outbox, fx);
-        self.compare_device(now, fx);
+        self.compare_device(now, DEVICE_CHANGED, fx);
     }
 
     pub fn deadline(&self) -> Option<MonoMs> {
@@ -304,6 +308,9 @@ impl Core {
                 self.attest(now, attest::Input::QuoteAnswered(outcome), fx);
             }
             Ask::Config { device, .. } => {
+                if reply.is_some_and(|reply| reply.status == 200) {
+                    fx.log(LogSeverity::Debug, "a config came".into());
+                }
                 let outcome = ask::read_config(reply, signing_pem);
                 self.count(now, &outcome.bare(), fx);
                 let outcome = self.take_config(now, device, outcome, reply, fx);
@@ -399,12 +406,13 @@ impl Core {
         fx.publish_observed(&self.observed);
     }
 
-    fn compare_device(&mut self, now: Now, fx: &mut dyn Effects) {
+    /// `change` is what the reports hear when the device's differs from the last.
+    fn compare_device(&mut self, now: Now, change: report::Input, fx: &mut dyn Effects) {
         self.own.phase = Some(self.attest.phase());
         let status = reports::device(&self.own, self.config.as_ref(), &self.world);
         if status != self.device_status {
             self.device_status = status;
-            self.reports(now, report::Input::Changed(Subject::Device), fx);
+            self.reports(now, change, fx);
         }
         if self.observed.is_attested != self.is_attested() {
             self.publish_observed(now, fx);

@@ -47,6 +47,8 @@ pub enum Input {
     Start,
     /// Something of it changed, or it is new.
     Changed(Subject),
+    /// The device changed because a config was applied: who sent that waits for the echo, and not for the long gap.
+    Applied,
     Gone(Subject),
     /// The controller lost what it knew (`controller_epoch` changed).
     ResendAll,
@@ -102,7 +104,11 @@ impl Reports {
             return;
         }
         self.subjects.insert(subject);
-        let earliest = self.reported.get(&subject).map_or(now, |last| last.plus_ms(subject.gap_ms()));
+        self.set_due(now, subject, subject.gap_ms());
+    }
+
+    fn set_due(&mut self, now: MonoMs, subject: Subject, gap_ms: u64) {
+        let earliest = self.reported.get(&subject).map_or(now, |last| last.plus_ms(gap_ms));
         self.due.set_earlier(subject, earliest.max(now));
     }
 
@@ -161,6 +167,7 @@ impl Machine for Reports {
                 }
             }
             Input::Changed(subject) => self.changed(now, subject),
+            Input::Applied => self.set_due(now, Subject::Device, INFO_GAP_MS),
             Input::Gone(subject) => {
                 self.subjects.remove(&subject);
                 self.reported.remove(&subject);
@@ -239,6 +246,17 @@ mod tests {
     }
 
     #[test]
+    fn an_applied_config_is_reported_before_the_gap_of_the_device_is_over() {
+        let mut machine = Reports::new(Chance::new(1));
+        handle(&mut machine, 0, Input::Start);
+        assert_eq!(handle(&mut machine, 100, Input::Changed(Subject::Device)), []);
+        assert_eq!(handle(&mut machine, 200, Input::Applied), []);
+        assert_eq!(machine.deadline(), Some(MonoMs(INFO_GAP_MS)));
+        assert_eq!(wake(&mut machine, INFO_GAP_MS), [Output::Info(Subject::Device)]);
+        assert_eq!(handle(&mut machine, 1_000, Input::Applied), [Output::Info(Subject::Device)]);
+    }
+
+    #[test]
     fn a_new_epoch_reports_everything_that_still_exists() {
         let mut machine = Reports::new(Chance::new(1));
         handle(&mut machine, 0, Input::Start);
@@ -275,6 +293,7 @@ mod tests {
             Just(Input::Start),
             subject.clone().prop_map(Input::Changed),
             subject.prop_map(Input::Gone),
+            Just(Input::Applied),
             Just(Input::ResendAll),
             (30_u32..900, 5_u32..900)
                 .prop_map(|(device_s, metric_s)| Input::Intervals { device_s, metric_s }),
