@@ -11,6 +11,8 @@ pub mod image;
 pub mod lab;
 pub mod netns;
 pub mod packages;
+pub mod probe;
 pub mod progress;
 pub mod referee;
 pub mod registry;
+pub mod toolbox;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tests::command::Background;
 use tests::http;
 use tests::image;
-use tests::lab::{Node, Place};
+use tests::lab::{Controller, Node, Place};
 use tests::netns::Netns;
 use tests::progress::{step, wait_for};
 use tests::referee::Referees;
@@ -217,4 +217,99 @@ fn the_node_survives_what_a_bad_network_and_a_bad_controller_do() {
         .collect();
     let first = states.iter().position(|s| s == "RUNNING").unwrap();
     assert!(states[first..].iter().all(|s| s == "RUNNING"), "the app did not run all the time: {states:?}");
+}
+
+/// Runs the referee device against our controller and gives its verdict, one result per check.
+fn judge_controller(name: &str, port: u16, attest: &str) -> Vec<Value> {
+    let place = Place::new(name, 0).unwrap();
+    place.clear().unwrap();
+    let referees = Referees::prepare(&place.cache).unwrap();
+    let address = format!("127.0.0.1:{port}").parse().unwrap();
+    // the referee waits 30 s for an answer; a held one must come earlier
+    let controller = Controller::start_at(&place, address, &["--hold", "1s"]).unwrap();
+    let bundle = place.dir.join("bundle");
+    let out = bundle.to_string_lossy();
+    let serials = ["--serial", "SN1", "--serial", "SN1-b", "--soft-serial", "SOFT1"];
+    controller
+        .cli(&[&["node", "bundle", "--join-token", "referee", "--out", &out], &serials[..]].concat())
+        .unwrap();
+    let intent = place.dir.join("intent.yaml");
+    fs::write(&intent, INTENT).unwrap();
+    let selvedge =
+        format!("SELVEDGE_DATA='{}' '{}'", controller.data.display(), place.program("selvedge").display());
+    let mut command = referees.command("device.py");
+    let file = |name: &str| bundle.join(name).to_string_lossy().into_owned();
+    command
+        .args([
+            "--controller",
+            &format!("https://{address}"),
+            "--attest",
+            attest,
+            "--serial",
+            "SN1",
+            "--soft-serial",
+            "SOFT1",
+        ])
+        .args(["--root-cert", &file("root-certificate.pem")])
+        .args(["--onboard-cert", &file("onboard.cert.pem"), "--onboard-key", &file("onboard.key.pem")])
+        .args(["--adopt-cmd", &format!("{selvedge} apply -f '{}'", intent.display())])
+        .args(["--change-cmd", &format!("{selvedge} app restart judged")])
+        .args(["--stored-cmd", &format!("{selvedge} get device/$EVE_UUID --history")])
+        .arg("--out")
+        .arg(place.dir.join("results.json"));
+    let verdict = tests::command::output(&mut command).unwrap();
+    print!("{}", String::from_utf8_lossy(&verdict.stdout));
+    eprint!("{}", String::from_utf8_lossy(&verdict.stderr));
+    assert!(verdict.status.success(), "the referee found faults");
+    let results: Value = serde_json::from_slice(&fs::read(place.dir.join("results.json")).unwrap()).unwrap();
+    results["results"].as_array().cloned().unwrap()
+}
+
+/// An app with a secret on every device.
+const INTENT: &str = "
+apiVersion: selvedge/v1alpha1
+kind: Secret
+metadata: { name: judged }
+spec: { data: { password: open sesame } }
+---
+apiVersion: selvedge/v1alpha1
+kind: Network
+metadata: { name: judged }
+spec: { subnet: 10.61.0.0/24 }
+---
+apiVersion: selvedge/v1alpha1
+kind: App
+metadata: { name: judged }
+spec:
+  image: judged/web:1
+  selector: {}
+  networks: [{ network: judged }]
+  ports: ['8080:80']
+  secretEnv: { PASSWORD: { name: judged, key: password } }
+";
+
+/// Number of checks the referee knows.
+const CHECKS: usize = 75;
+
+fn with_result<'a>(results: &'a [Value], result: &str) -> Vec<&'a str> {
+    results.iter().filter(|r| r["result"] == result).filter_map(|r| r["name"].as_str()).collect()
+}
+
+#[test]
+#[ignore = "needs root and the referees"]
+fn the_controller_is_good_enough_for_eve_with_a_tpm() {
+    let results = judge_controller("ref-soft", 18_443, "soft");
+    assert_eq!(results.len(), CHECKS);
+    assert_eq!(with_result(&results, "FAIL"), [""; 0]);
+    assert_eq!(with_result(&results, "skip"), [""; 0]);
+}
+
+#[test]
+#[ignore = "needs root and the referees"]
+fn the_controller_is_good_enough_for_eve_without_a_tpm() {
+    let results = judge_controller("ref-none", 18_444, "none");
+    assert_eq!(results.len(), CHECKS);
+    assert_eq!(with_result(&results, "FAIL"), [""; 0]);
+    let skipped = with_result(&results, "skip");
+    assert!(skipped.iter().all(|name| name.starts_with("attest-")), "{skipped:?}");
 }
