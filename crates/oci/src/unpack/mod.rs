@@ -334,7 +334,10 @@ impl Unpacker<'_> {
         }
         // Deepest first, so that no later change touches a time already set.
         for (path, entry) in std::mem::take(&mut self.directories).into_iter().rev() {
-            let directory = self.tree.open_directory(&path)?;
+            let Some(directory) = self.tree.open_directory(&path)? else {
+                self.implied.remove(&path);
+                continue;
+            };
             let skipped = attributes::set(directory.as_fd(), &entry, self.ids(&entry), self.owners)?;
             self.note_skipped_attributes(&path, skipped);
         }

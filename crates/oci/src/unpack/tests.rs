@@ -201,6 +201,16 @@ fn the_last_entry_of_a_path_wins() {
 }
 
 #[test]
+fn an_implied_directory_may_be_replaced_through_a_link() {
+    let place = Place::new();
+    let report = place
+        .unpack(&[link(b'2', "a", "b"), file("a/d/c", b""), file("a/d", b"now a file"), item(b'6', "a")])
+        .unwrap();
+    assert_eq!(place.read("b/d"), "now a file");
+    assert_eq!(report.implied, [b"b".to_vec()]);
+}
+
+#[test]
 fn no_path_leaves_the_layer() {
     for path in ["../secret", "a/../../secret", "..", "a/..", "/../secret"] {
         let place = Place::new();

@@ -63,11 +63,14 @@ impl<'a> Tree<'a> {
         openat2(self.root, path, DIRECTORY, Mode::empty(), INSIDE).ok().map(Rc::new)
     }
 
-    /// A directory that stands exactly at its path.
-    pub(super) fn open_directory(&self, path: &[u8]) -> Result<OwnedFd, UnpackError> {
+    /// A directory at its path. `None`: an entry that reached it through a link has put something else there since.
+    pub(super) fn open_directory(&self, path: &[u8]) -> Result<Option<OwnedFd>, UnpackError> {
         let name = if path.is_empty() { b"." } else { path };
-        openat2(self.root, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty(), INSIDE)
-            .map_err(failed("open", path))
+        match openat2(self.root, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty(), INSIDE) {
+            Ok(directory) => Ok(Some(directory)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(error) => Err(failed("open", path)(error)),
+        }
     }
 
     /// Goes to a directory name by name, resolving links itself, so that a link to a directory which only a lower layer
