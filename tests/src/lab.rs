@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
-use crate::command::{Background, output, root, run};
+use crate::command::{Background, root, run};
 use crate::http;
 use crate::image;
 use crate::netns::Netns;
@@ -289,9 +289,8 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        // stop in order even when one of them hangs; what is left in the directory serves the reader of a failure
+        // in this order even when one of them hangs; what is left in the directory serves the reader of a failure
         let _ = self.node.process.stop();
         let _ = self.controller.process.stop();
-        let _ = output(root("chmod").args(["-R", "a+rX"]).arg(&self.place.dir));
     }
 }
