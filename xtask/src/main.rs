@@ -31,6 +31,9 @@ enum Chore {
     Check(check::Args),
     /// Measure what the project promises.
     Bench(bench::Args),
+    /// For `bench`: runs a command again and again and prints how long each took to its first output.
+    #[command(hide = true)]
+    TimeStarts(bench::TimeArgs),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -39,6 +42,7 @@ fn main() -> anyhow::Result<()> {
         Chore::Test(args) => test::run(&args),
         Chore::Check(args) => check::run(&args),
         Chore::Bench(args) => bench::run(&args),
+        Chore::TimeStarts(args) => bench::time_starts(&args),
     }
 }
 

@@ -4,7 +4,8 @@
 //!     run_bundle [--overlay DIR --layer DIR]... [--user USER] [--cwd DIR] [--env K=V]... [--cgroup DIR]... [--times N] ROOTFS PROGRAM [ARG]...
 //!
 //! Needs root. ROOTFS belongs to the host ids from 1,000,000 on (see `ipc::limits`). With `--overlay` the layers (lowest first)
-//! lie under DIR/upper and ROOTFS is only where they are mounted. `--cgroup` is a directory of cgroup v2, or several of v1. `--times` prints the milliseconds of each start to standard error.
+//! lie under DIR/upper and ROOTFS is only where they are mounted. `--cgroup` is a directory of cgroup v2, or several of v1. `--times` prints to standard error the milliseconds of each
+//! start until the program ran, and until it said something first.
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -68,10 +69,13 @@ fn main() -> Result<(), Failure> {
         let starting = Starting::begin(&container, &cgroup, &filter)?;
         let hosts = "127.0.0.1 localhost\n::1 localhost\n".to_owned();
         let running = starting.complete(&Late { hosts, ..Late::default() })?;
+        let ran = told.elapsed();
+        let (ended, spoke) = follow(running)?;
+        exit = ended;
         if is_measured {
-            eprintln!("{:.3}", told.elapsed().as_secs_f64() * 1000.0);
+            let spoke = spoke.map_or(f64::NAN, |at| at.duration_since(told).as_secs_f64());
+            eprintln!("{:.3} {:.3}", ran.as_secs_f64() * 1000.0, spoke * 1000.0);
         }
-        exit = follow(running)?;
     }
     match exit {
         Exit::Code(code) => std::process::exit(code),
@@ -80,9 +84,10 @@ fn main() -> Result<(), Failure> {
     }
 }
 
-/// Copies its output until it has ended.
-fn follow(mut running: Running) -> Result<Exit, Failure> {
+/// Copies its output until it has ended; also says when the first came.
+fn follow(mut running: Running) -> Result<(Exit, Option<Instant>), Failure> {
     let mut buffer = [0; 64 * 1024];
+    let mut spoke = None;
     let mut is_ended = false;
     loop {
         let mut fds = [
@@ -95,13 +100,14 @@ fn follow(mut running: Running) -> Result<Exit, Failure> {
             is_ended = !fds[2].revents().is_empty();
         }
         while let Ok(count @ 1..) = rustix::io::read(&running.stdout, &mut buffer) {
+            spoke.get_or_insert_with(Instant::now);
             std::io::stdout().write_all(&buffer[..count])?;
         }
         while let Ok(count @ 1..) = rustix::io::read(&running.stderr, &mut buffer) {
             std::io::stderr().write_all(&buffer[..count])?;
         }
         if is_ended && let Some(ended) = running.wait()? {
-            return Ok(ended.0);
+            return Ok((ended.0, spoke));
         }
     }
 }
