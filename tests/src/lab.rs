@@ -172,6 +172,8 @@ impl Node {
         command
             .arg("--hosted")
             .arg("--verbose")
+            // several laboratories may stand at once
+            .args(["--instance", &place.name])
             .arg("--config")
             .arg(config)
             .arg("--persist")

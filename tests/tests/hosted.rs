@@ -176,7 +176,9 @@ fn nothing_is_left_behind() {
     assert!(!mounts.contains(&*dir.to_string_lossy()), "mounts are left:\n{mounts}");
     let namespaces = run(root("ip").args(["netns", "list"])).unwrap();
     assert!(!namespaces.lines().any(|line| line.starts_with(&name)), "{namespaces}");
-    let groups = run(root("find").args(["/sys/fs/cgroup", "-maxdepth", "2", "-name", "selvedge-*"])).unwrap();
+    let groups =
+        run(root("find").args(["/sys/fs/cgroup", "-maxdepth", "2", "-name", &format!("selvedge-{name}")]))
+            .unwrap();
     assert!(groups.is_empty(), "control groups are left:\n{groups}");
     let processes = descendants(std::process::id()).unwrap();
     let left: Vec<_> =
