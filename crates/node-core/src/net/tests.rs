@@ -232,14 +232,17 @@ fn without_networks_there_are_no_rules_but_that_the_node_is_no_router() {
     assert_eq!(intent(&[], &[], &[eth0()]).ruleset, Ruleset::default());
     let eth1 = PortObserved { name: "eth1".to_string(), ..eth0() };
     let text = intent(&[], &[], &[eth0(), eth1]).ruleset.to_string();
-    check(&text, expect![[r#"
+    check(
+        &text,
+        expect![[r#"
         table inet selvedge {
         	chain forward {
         		type filter hook forward priority 0; policy accept;
         		iifname { "eth0", "eth1" } oifname { "eth0", "eth1" } ct status ! dnat drop
         	}
         }
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
