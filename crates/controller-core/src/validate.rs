@@ -6,6 +6,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::net::Ipv4Addr;
 
 use model::config::AclProtocol;
 use model::net::{Mac, Prefix4};
@@ -16,8 +17,8 @@ use crate::image::{
 };
 use crate::intent::{Intent, Object, is_chosen};
 use crate::resource::{
-    Addressing, AppSpec, BUILTIN_REGISTRY, DeviceSpec, Kind, NetworkKind, NetworkSpec, SecretRef,
-    UserDataSpec,
+    Addressing, AppSpec, BUILTIN_REGISTRY, DeviceSpec, Kind, NetworkKind, NetworkSpec, RegistrySpec,
+    SecretRef, UserDataSpec,
 };
 
 /// Longest name of an object and value of a label.
@@ -59,6 +60,7 @@ pub fn problems(intent: &Intent) -> Vec<Problem> {
         if let Err(why) = parse_registry(&registry.spec.url, registry.spec.insecure) {
             say.it("spec.url", format!("'{}' {why}", registry.spec.url));
         }
+        check_transport(&registry.spec, &mut say);
         if registry.name == BUILTIN_REGISTRY {
             say.it("metadata.name", "is the name of the controller's own registry; choose another".into());
         }
@@ -77,6 +79,22 @@ pub fn problems(intent: &Intent) -> Vec<Problem> {
     intent.apps.values().for_each(|app| check_app(app, intent, &mut out));
     conflicts(intent, &mut out);
     out
+}
+
+/// Nodes speak plain HTTP to a private address without a CA of its own, as others of their kind do; nobody shall send
+/// a password that way without having said so.
+fn check_transport(spec: &RegistrySpec, say: &mut Say<'_>) {
+    if spec.ca.as_deref().is_some_and(|pem| !pem.contains("-----BEGIN CERTIFICATE-----")) {
+        say.it("spec.ca", "holds no certificate in PEM".into());
+    }
+    let Ok((address, _)) = parse_registry(&spec.url, spec.insecure) else { return };
+    let Some(authority) = address.strip_prefix("docker://").filter(|_| spec.ca.is_none()) else { return };
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    let is_near = host == "localhost"
+        || host.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback() || address.is_private());
+    if is_near {
+        say.it("spec.ca", format!("{host} is a private address: give its CA, or say insecure: true"));
+    }
 }
 
 /// Collects problems of one object.
@@ -396,7 +414,7 @@ fn conflicts(intent: &Intent, out: &mut Vec<Problem>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resource::{PortSpec, RegistrySpec, ResourcesSpec, Spec};
+    use crate::resource::{PortSpec, ResourcesSpec, Spec};
     use uuid::Uuid;
 
     fn add(intent: &mut Intent, name: &str, spec: Spec) {
@@ -487,6 +505,15 @@ mod tests {
             "r",
             Spec::Registry(RegistrySpec { url: "a b".into(), credentials, ..RegistrySpec::default() }),
         );
+        for (name, url, ca) in [
+            ("near", "10.0.0.1:5000", None),
+            ("no-pem", "r.example", Some("a".into())),
+            ("public", "192.0.2.1", None),
+            ("plain", "http://10.0.0.1:5000", None),
+        ] {
+            let spec = RegistrySpec { url: url.into(), ca, ..RegistrySpec::default() };
+            add(&mut intent, name, Spec::Registry(spec));
+        }
         let mut bad = app(&["n", "n", "gone"], &["80"]);
         bad.secret_env.insert("1KEY".into(), SecretRef { name: "gone".into(), key: "k".into() });
         bad.env.insert("A".into(), "two\nlines".into());
@@ -506,6 +533,8 @@ mod tests {
                 "network/n spec.gateway: 10.9.9.9 is no host of 10.0.0.0/24",
                 "network/n spec.port: device/d has no port 'eth7' in its spec",
                 "network/n spec.port: device/e has no port 'eth7' in its spec",
+                "registry/near spec.ca: 10.0.0.1 is a private address: give its CA, or say insecure: true",
+                "registry/no-pem spec.ca: holds no certificate in PEM",
                 "registry/r spec.credentials: secret/nobody does not exist",
                 "registry/r spec.url: 'a b' is no registry address like registry.example:5000",
             ]
