@@ -57,6 +57,29 @@ pub struct AppStatus {
     pub started_at: Option<WallTime>,
 }
 
+impl AppStatus {
+    /// The last word on an app that is no longer on the device: only its id is told.
+    pub fn gone(app: AppId) -> AppStatus {
+        AppStatus {
+            app,
+            version: String::new(),
+            name: String::new(),
+            state: SwState::Unknown,
+            is_activated: false,
+            faults: Vec::new(),
+            volumes: Vec::new(),
+            vifs: Vec::new(),
+            restart_counter: 0,
+            purge_counter: 0,
+            started_at: None,
+        }
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.state == SwState::Unknown && self.name.is_empty()
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VifStatus {
     pub name: String,

@@ -38,6 +38,11 @@ fn tell_of_change(controller: &Controller, node: &Node, before: Option<&[u8]>, n
     if before.as_ref().is_some_and(is_same) {
         return;
     }
+    if now.is_gone() {
+        let name = before.map(|before| before.name).unwrap_or_default();
+        controller.observed.event(now_ms(), format!("app/{name}"), "Gone", format!("gone from {}", node.id));
+        return;
+    }
     let faults: Vec<String> = now.faults.iter().map(ToString::to_string).collect();
     let colon = if faults.is_empty() { "" } else { ": " };
     let message = format!("{:?} on {}{colon}{}", now.state, node.id, faults.join("; "));

@@ -99,6 +99,7 @@ fn reported_device(view: &DeviceView) -> Option<Box<DeviceStatus>> {
 fn reported_apps(view: &DeviceView) -> BTreeMap<AppId, AppStatus> {
     infos(view)
         .filter_map(|(info, _)| if let Info::App(app) = info { Some((app.app, app)) } else { None })
+        .filter(|(_, app)| !app.is_gone())
         .collect()
 }
 
@@ -221,22 +222,26 @@ fn app_line(api: &Api, device: Uuid, app: &AppStatus) -> Value {
 }
 
 async fn app_status(api: &Api, stored: &Stored) -> Result<Value, Problem> {
-    let devices: Vec<(String, Uuid)> = api.with_project(|project| {
-        let Some(app) = project.intent.apps.get(&stored.name) else { return Vec::new() };
+    let (devices, is_wanted): (Vec<(String, Uuid)>, bool) = api.with_project(|project| {
+        let Some(app) = project.intent.apps.get(&stored.name) else { return (Vec::new(), true) };
         let chosen = project.intent.devices.values().filter(|device| is_chosen(&app.spec, device));
-        chosen.map(|device| (device.name.clone(), device.uid)).collect()
+        (chosen.map(|device| (device.name.clone(), device.uid)).collect(), app.spec.activate)
     });
     let mut lines = Vec::new();
-    let mut running = 0;
-    let mut faults = Vec::new();
+    let mut seen = Sum { total: devices.len(), ..Sum::default() };
     for (name, device) in &devices {
         let id = app_id(stored.uid, DeviceId(*device));
         let view = view_of(api, *device).await?;
         let app = reported_apps(&view).remove(&id);
         let state = app.as_ref().map(|app| app.state);
-        running += usize::from(state == Some(SwState::Running));
+        seen.running += usize::from(state == Some(SwState::Running));
+        seen.stopped += usize::from(matches!(state, Some(SwState::Halted | SwState::Installed)));
         let list = app.as_ref().map(|app| fault_lines(&app.faults)).unwrap_or_default();
-        faults.extend(list.iter().map(|fault| format!("{name}: {fault}")));
+        seen.faults.extend(list.iter().map(|fault| format!("{name}: {fault}")));
+        let is_behind = app.as_ref().is_some_and(|app| is_behind(api, *device, app));
+        if is_behind {
+            seen.behind.push(name.clone());
+        }
         let addresses: Vec<String> = app
             .iter()
             .flat_map(|app| &app.vifs)
@@ -250,15 +255,51 @@ async fn app_status(api: &Api, stored: &Stored) -> Result<Value, Problem> {
             "faults": list,
         }));
     }
-    let total = devices.len();
+    let ready = app_ready(&seen, is_wanted);
+    Ok(json!({ "running": seen.running, "total": seen.total, "devices": lines, "conditions": [ready] }))
+}
+
+/// What a device reported of an app was said of an older order than the newest.
+fn is_behind(api: &Api, device: Uuid, app: &AppStatus) -> bool {
+    let Some(node) = api.node(device) else { return false };
+    let ConfigState::Published(published) = &*node.config.borrow() else { return false };
+    let ordered = published.config.apps.iter().find(|ordered| ordered.id == app.app);
+    // a device that does not tell the version is taken at its word
+    !app.version.is_empty() && ordered.is_some_and(|ordered| ordered.version != app.version)
+}
+
+/// What the devices of one app report, together.
+#[derive(Debug, Default)]
+struct Sum {
+    total: usize,
+    running: usize,
+    stopped: usize,
+    /// Devices that have not said anything of the newest order.
+    behind: Vec<String>,
+    faults: Vec<String>,
+}
+
+fn app_ready(seen: &Sum, is_wanted: bool) -> Condition {
+    let Sum { total, running, stopped, behind, faults } = seen;
     let count = format!("{running} of {total} running");
-    let ready = match (total, running) {
+    match (total, is_wanted) {
         (0, _) => condition("Ready", false, "NoDevice", "chosen for no device"),
-        _ if running == total => condition("Ready", true, "Running", count),
+        _ if !behind.is_empty() => {
+            let names = behind.join(", ");
+            condition(
+                "Ready",
+                false,
+                "Progressing",
+                format!("{count}; the newest order has not reached {names}"),
+            )
+        }
+        (_, true) if running == total => condition("Ready", true, "Running", count),
+        (_, false) if stopped == total => {
+            condition("Ready", false, "Deactivated", "stopped on every device, as ordered")
+        }
         _ if faults.is_empty() => condition("Ready", false, "Progressing", count),
         _ => condition("Ready", false, "Faulty", format!("{count}; {}", faults.join("; "))),
-    };
-    Ok(json!({ "running": running, "total": total, "devices": lines, "conditions": [ready] }))
+    }
 }
 
 fn join_token_status(api: &Api, stored: &Stored) -> Value {

@@ -193,7 +193,7 @@ impl Core {
         }
         for subject in changes.gone {
             self.reports(now, report::Input::Gone(subject), fx);
-            self.queue(now, upload::Input::Forget { key: reports::queue_key(subject).0 }, fx);
+            self.say_gone(now, subject, fx);
         }
         self.compare_device(now, change, fx);
         if !had_node {
@@ -550,6 +550,16 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// What waits to be said of it is no longer true. Of an app the controller's last word would be that it halts.
+    fn say_gone(&mut self, now: Now, subject: Subject, fx: &mut dyn Effects) {
+        let (key, urgency) = reports::queue_key(subject);
+        let order = match reports::gone(subject, now, &self.own) {
+            Some(message) => upload::Input::Enqueue { key, urgency, payload: render::info(&message) },
+            None => upload::Input::Forget { key },
+        };
+        self.queue(now, order, fx);
     }
 
     fn queue(&mut self, now: Now, input: upload::Input, fx: &mut dyn Effects) {

@@ -11,7 +11,7 @@ use model::report::{
     InfoMessage, Metrics, MountStatus, NetworkReport, NodeMetrics, PortStatus, ProcessReport, SecurityModule,
     SecurityStatus, SoftwareStatus, UplinkReport, VolumeReport,
 };
-use model::status::SwState;
+use model::status::{AppStatus, SwState};
 use model::time::{MonoMs, Now, WallTime};
 use node_core::attest::Phase;
 use node_core::report::Subject;
@@ -78,6 +78,12 @@ pub fn info(
         Subject::Blobs => Info::Blobs(blobs(world)),
     };
     Some(InfoMessage { device: own.device, at: now.wall.time(), info })
+}
+
+/// The last message about a subject that is gone; `None` where the device's own report tells it.
+pub fn gone(subject: Subject, now: Now, own: &Own) -> Option<InfoMessage> {
+    let Subject::App(id) = subject else { return None };
+    Some(InfoMessage { device: own.device, at: now.wall.time(), info: Info::App(AppStatus::gone(id)) })
 }
 
 /// The device as a whole.
