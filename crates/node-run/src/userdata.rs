@@ -59,11 +59,10 @@ pub fn parse(untrusted: &str) -> Result<Given, UserDataError> {
 fn parse_lines(untrusted: &str) -> Result<Given, UserDataError> {
     let mut given = Given::default();
     for (n, line) in untrusted.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
+        if line.trim().is_empty() || line.trim_start().starts_with('#') {
             continue;
         }
-        let variable = parse_variable(line).ok_or(UserDataError::NotAVariable { line: n + 1 })?;
+        let variable = parse_line(line).ok_or(UserDataError::NotAVariable { line: n + 1 })?;
         given.env.push(variable);
         if given.env.len() > MAX_VARIABLES {
             return Err(UserDataError::TooMany);
@@ -72,10 +71,30 @@ fn parse_lines(untrusted: &str) -> Result<Given, UserDataError> {
     Ok(given)
 }
 
-/// `KEY=VALUE` or `export KEY=VALUE`; one pair of quotes around the value is taken off.
-fn parse_variable(text: &str) -> Option<String> {
+/// A line `KEY=VALUE` is meant as it stands, quotes and spaces of the value too; with `export` it is a shell's.
+fn parse_line(text: &str) -> Option<String> {
+    let text = text.trim_start();
+    if text.starts_with("export ") {
+        return parse_assignment(text);
+    }
+    let (key, value) = split_variable(text)?;
+    Some(format!("{key}={value}"))
+}
+
+/// A shell's `KEY=VALUE` or `export KEY=VALUE`; one pair of quotes around the value is taken off.
+fn parse_assignment(text: &str) -> Option<String> {
     let text = text.trim();
     let text = text.strip_prefix("export ").map_or(text, str::trim_start);
+    let (key, value) = split_variable(text)?;
+    let value = value.trim();
+    let unquoted = ['"', '\'']
+        .iter()
+        .find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote))
+        .unwrap_or(value);
+    Some(format!("{key}={unquoted}"))
+}
+
+fn split_variable(text: &str) -> Option<(&str, &str)> {
     let (key, value) = text.split_once('=')?;
     let key = key.trim_end();
     let is_name = !key.is_empty()
@@ -84,12 +103,7 @@ fn parse_variable(text: &str) -> Option<String> {
     if !is_name || value.contains('\0') {
         return None;
     }
-    let value = value.trim();
-    let unquoted = ['"', '\'']
-        .iter()
-        .find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote))
-        .unwrap_or(value);
-    Some(format!("{key}={unquoted}"))
+    Some((key, value))
 }
 
 #[derive(Deserialize)]
@@ -148,7 +162,7 @@ fn parse_cloud_config(untrusted: &str) -> Result<Given, UserDataError> {
     }
     for (n, command) in commands.into_iter().enumerate() {
         let variable = match &command {
-            Command::Shell(text) => parse_variable(text),
+            Command::Shell(text) => parse_assignment(text),
             Command::Program(_) => None,
         };
         match variable {
@@ -219,8 +233,9 @@ mod tests {
 
     #[test]
     fn lines_become_variables() {
-        let given = parse("# comment\nA=1\r\n\n export B = \"two words\" \nC=x=y\nD='q'\nE=\n").unwrap();
-        assert_eq!(given.env, ["A=1", "B=two words", "C=x=y", "D=q", "E="]);
+        let given =
+            parse("# comment\nA=1\r\n\n export B = \"two words\" \nC=x=y\nD='q'\nE=\nF= \"\n").unwrap();
+        assert_eq!(given.env, ["A=1", "B=two words", "C=x=y", "D='q'", "E=", "F= \""]);
         assert_eq!(parse("A=1\nnonsense").unwrap_err(), UserDataError::NotAVariable { line: 2 });
         assert_eq!(parse("=1").unwrap_err(), UserDataError::NotAVariable { line: 1 });
         assert_eq!(parse("").unwrap(), Given::default());
