@@ -188,9 +188,18 @@ fn parse(file: &Path, text: &str) -> anyhow::Result<Vec<Document>> {
         },
     };
     let roots: Vec<Spanned<Node>> = serde_saphyr::from_multiple_with_options(text, options)
-        .map_err(|error| anyhow!("{}: {error}", file.display()))?;
+        .map_err(|error| anyhow!("{}", refusal(&error, file)))?;
     let documents = roots.into_iter().map(|root| Document { file: file.to_owned(), root });
     Ok(documents.filter(|document| !document.is_empty()).collect())
+}
+
+/// `file:line:column: what is wrong`, as what the controller refuses is said.
+fn refusal(error: &serde_saphyr::Error, file: &Path) -> String {
+    let what = error.without_snippet().render_with_formatter(&serde_saphyr::UserMessageFormatter);
+    match error.location() {
+        Some(at) => format!("{}:{}:{}: {what}", file.display(), at.line(), at.column()),
+        None => format!("{}: {what}", file.display()),
+    }
 }
 
 /// Adds the place in the file to what the controller refuses.
@@ -237,7 +246,8 @@ mod tests {
     #[test]
     fn broken_yaml_is_refused_with_line_and_column() {
         let error = parse(Path::new("f.yaml"), "kind: App\nmetadata: [\n").unwrap_err().to_string();
-        assert!(error.starts_with("f.yaml: "), "{error}");
-        assert!(error.contains("line"), "{error}");
+        assert!(error.starts_with("f.yaml:2:11: "), "{error}");
+        let twice = parse(Path::new("f.yaml"), "kind: App\nkind: App\n").unwrap_err().to_string();
+        assert!(twice.starts_with("f.yaml:2:1: ") && twice.contains("kind"), "{twice}");
     }
 }
