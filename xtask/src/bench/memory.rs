@@ -30,8 +30,8 @@ pub(super) fn measure(lab: &mut Lab) -> anyhow::Result<Vec<Figure>> {
     let pids = descendants(top)?.into_iter().chain([top]);
     let mut services: Vec<(String, Memory)> = Vec::new();
     for pid in pids {
-        if let Some(name) = comm(pid).and_then(|name| Some(name.strip_prefix("selvedge-")?.to_owned())) {
-            services.push((name, memory(pid)?));
+        if comm(pid).is_some_and(|name| name.starts_with("selvedge-")) {
+            services.push((service(pid)?, memory(pid)?));
         }
     }
     services.sort_by(|a, b| a.0.cmp(&b.0));
@@ -71,6 +71,13 @@ fn controller_pid(lab: &mut Lab) -> anyhow::Result<u32> {
     let pid = lab.controller.process().pid();
     anyhow::ensure!(comm(pid).as_deref() == Some("selvedge"), "process {pid} is not the controller");
     Ok(pid)
+}
+
+/// Its whole name, of which the kernel keeps the beginning only.
+fn service(pid: u32) -> anyhow::Result<String> {
+    let exe = run(root("readlink").arg(format!("/proc/{pid}/exe")))?;
+    let name = exe.trim().rsplit('/').next().unwrap_or_default();
+    Ok(name.strip_prefix("selvedge-").unwrap_or(name).to_owned())
 }
 
 fn memory(pid: u32) -> anyhow::Result<Memory> {

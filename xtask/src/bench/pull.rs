@@ -14,7 +14,7 @@ use super::{Bench, Bound, Figure, Kind, median, timed_s};
 
 pub(super) const NAME: &str = "pull-of-skopeo-umoci";
 
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 const ADDRESS: ([u8; 4], u16) = ([127, 0, 0, 1], 5041);
 const REPOSITORY: &str = "bench/many";
 
