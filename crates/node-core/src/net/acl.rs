@@ -6,14 +6,16 @@
 //! is dropped and counted. Only packets in the direction of their flow's first one come here, so a rule taken away
 //! ends the flows it had allowed.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::net::Ipv4Addr;
 
 use model::config::{AclAction, AclDirection, AclMatch, AclProtocol, AclRemote, AclRule, PortRange};
 use model::desired::VifDesired;
+use model::net::Prefix4;
 use model::reason::{Fault, Reason};
 
 use super::rules::{ICMP, Is, Limit, LimitUnit, Match, Rule, TCP, UDP, Verdict};
@@ -55,8 +57,13 @@ pub fn host_set(network_number: u16, host: &str) -> String {
     format!("host-{network_number}-{hash:016x}")
 }
 
-/// Reads the rules of one interface.
-pub(super) fn vif_acl(network_number: u16, vif: &VifDesired) -> Result<VifAcl, Fault> {
+/// Reads the rules of one interface. `names` are those the node answers itself: they are known without a lookup, and
+/// follow at once when an app moves. Other names are learned from answers of servers.
+pub(super) fn vif_acl(
+    network_number: u16,
+    names: &BTreeMap<String, BTreeSet<Ipv4Addr>>,
+    vif: &VifDesired,
+) -> Result<VifAcl, Fault> {
     if vif.acl.len() > MAX_RULES {
         return Err(invalid(vif, &format!("has more than {MAX_RULES} access rules")));
     }
@@ -82,12 +89,14 @@ pub(super) fn vif_acl(network_number: u16, vif: &VifDesired) -> Result<VifAcl, F
             port_map(network_number, vif, rule, app_port, &mut acl)?;
             continue;
         }
-        for protocol in protocols(&rule.matches) {
-            if rule.direction != AclDirection::Ingress {
-                push(&mut acl.out, outbound(network_number, &rule.matches, protocol), vif, rule);
-            }
-            if rule.direction != AclDirection::Egress {
-                push(&mut acl.into, inbound(network_number, &rule.matches, protocol), vif, rule);
+        for matches in with_local_names(&rule.matches, names) {
+            for protocol in protocols(&matches) {
+                if rule.direction != AclDirection::Ingress {
+                    push(&mut acl.out, outbound(network_number, &matches, protocol), vif, rule);
+                }
+                if rule.direction != AclDirection::Egress {
+                    push(&mut acl.into, inbound(network_number, &matches, protocol), vif, rule);
+                }
             }
         }
     }
@@ -95,6 +104,23 @@ pub(super) fn vif_acl(network_number: u16, vif: &VifDesired) -> Result<VifAcl, F
     acl.out.push(Rule::new([], Verdict::Drop).counted(&counter));
     acl.into.push(Rule::new([], Verdict::Drop).counted(&counter));
     Ok(acl)
+}
+
+/// The match as ordered, and for a name one more for each address it or a name below it has in this network.
+fn with_local_names(matches: &AclMatch, names: &BTreeMap<String, BTreeSet<Ipv4Addr>>) -> Vec<AclMatch> {
+    let mut all = vec![matches.clone()];
+    if let Some(AclRemote::Host(host)) = &matches.remote {
+        let host = canonical(host);
+        let is_meant =
+            |name: &str| name.strip_suffix(&*host).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        let addresses: BTreeSet<Ipv4Addr> =
+            names.iter().filter(|(name, _)| is_meant(name)).flat_map(|(_, here)| here).copied().collect();
+        all.extend(addresses.into_iter().map(|address| {
+            let remote = Some(AclRemote::Prefix(Prefix4 { address, length: 32 }));
+            AclMatch { remote, ..matches.clone() }
+        }));
+    }
+    all
 }
 
 fn push(chain: &mut Vec<Rule>, matches: Vec<Match>, vif: &VifDesired, rule: &AclRule) {

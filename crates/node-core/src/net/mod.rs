@@ -124,6 +124,8 @@ struct Network<'a> {
     uplinks: BTreeSet<String>,
     /// Addresses of those that are there.
     uplink_addresses: BTreeSet<Ipv4Addr>,
+    /// What the node itself says of names in it.
+    names: BTreeMap<String, BTreeSet<Ipv4Addr>>,
 }
 
 /// An interface that is set up.
@@ -168,7 +170,9 @@ pub fn intent(networks: &[NetworkDesired], apps: &[VifsDesired], ports: &[PortOb
             let uplink_addresses =
                 uplinks.iter().flat_map(|port| &port.addresses).map(|prefix| prefix.address).collect();
             let uplinks = network.uplinks.iter().cloned().collect();
-            standing.insert(network.id, Network { desired: network, bridge, uplinks, uplink_addresses });
+            let names = names::local(network, apps);
+            let stands = Network { desired: network, bridge, uplinks, uplink_addresses, names };
+            standing.insert(network.id, stands);
         }
     }
 
@@ -311,7 +315,7 @@ fn check_vif<'a, 'n>(
             return conflict(format!("has the MAC {} of {other_link}", vif.mac));
         }
     }
-    let acl = vif_acl(network.desired.number, vif)?;
+    let acl = vif_acl(network.desired.number, &network.names, vif)?;
     for map in &acl.port_maps {
         let same_port = |other: &PortMap| (other.protocol, other.node_port) == (map.protocol, map.node_port);
         let taken_by = placed.iter().find(|(_, other)| {

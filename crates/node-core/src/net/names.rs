@@ -7,7 +7,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
-use model::desired::VifsDesired;
+use model::desired::{NetworkDesired, VifsDesired};
 use model::id::NetworkInstanceId;
 use model::observed::PortObserved;
 
@@ -55,6 +55,23 @@ impl Zone {
         let parents = name.match_indices('.').map(|(dot, _)| &name[dot + 1..]);
         core::iter::once(name).chain(parents).filter_map(|n| self.learn.get(n)).map(String::as_str).collect()
     }
+}
+
+/// Names of a network that need no server: its static ones, and those of all apps ordered into it.
+pub(super) fn local(network: &NetworkDesired, apps: &[VifsDesired]) -> BTreeMap<String, BTreeSet<Ipv4Addr>> {
+    let mut names: BTreeMap<String, BTreeSet<Ipv4Addr>> = BTreeMap::new();
+    for (name, addresses) in &network.local.static_names {
+        names.entry(canonical(name)).or_default().extend(addresses);
+    }
+    let domain = canonical(&network.name);
+    for app in apps {
+        for vif in app.vifs.iter().filter(|vif| vif.network == network.id) {
+            let name = canonical(&app.name);
+            names.entry(format!("{name}.{domain}")).or_default().insert(vif.address);
+            names.entry(name).or_default().insert(vif.address);
+        }
+    }
+    names
 }
 
 pub(super) fn zones(

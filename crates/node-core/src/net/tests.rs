@@ -315,6 +315,23 @@ fn names_are_answered_for_apps_of_the_same_network_only() {
     assert_eq!(all.zones["bn2"].servers, ["192.0.2.53".parse::<Ipv4Addr>().unwrap()]);
 }
 
+#[test]
+fn access_rules_know_the_names_the_node_answers_itself() {
+    let mut net = network(1, "10.1.0.0/24", &["eth0"]);
+    net.local.static_names = vec![("printer.office".to_string(), vec!["10.9.9.9".parse().unwrap()])];
+    let rule = |name: &str| to(AclRemote::Host(name.into()), AclProtocol::Tcp, 80, AclAction::Allow);
+    let client = app(1, "client", &net, 2, vec![rule("Web"), rule("office"), rule("eb")]);
+    let web = app(2, "web", &net, 7, vec![]);
+    let intent = intent(&[net], &[client, web], &[eth0()]);
+    let out = intent.ruleset.tables[&rules::Family::Inet].chains["out-nbu1x1"].rules.iter();
+    let known: Vec<String> = out
+        .map(ToString::to_string)
+        .filter(|rule| !rule.contains("@host") && rule.contains("daddr"))
+        .collect();
+    let [web, printer] = &known[..] else { panic!("{known:?}") };
+    assert!(web.contains("10.1.0.7") && printer.contains("10.9.9.9"), "{known:?}");
+}
+
 fn seen(kind: LinkKind, bridge: Option<&str>) -> LinkSeen {
     LinkSeen {
         kind,
