@@ -61,14 +61,14 @@ pub fn run(mut service: Service) -> Result<(), PlannerError> {
             continue;
         };
         let plan = apps::plan(&config, &observed(&service), &memory, &desired);
-        if plan.memory != memory || plan.desired != desired {
-            if let Err(error) = file.save(&plan.memory, &plan.desired) {
-                log::error(format_args!(
-                    "planner state not written, nothing is changed until it can be: {error}"
-                ));
-                deadline = Some(MonoMs(service.now().mono.0 + RETRY_MS));
-                continue;
-            }
+        let changes = plan.memory != memory || plan.desired != desired;
+        let saved = if changes { file.save(&plan.memory, &plan.desired) } else { Ok(()) };
+        if let Err(error) = saved {
+            log::error(format_args!(
+                "planner state not written, nothing is changed until it can be: {error}"
+            ));
+            deadline = Some(MonoMs(service.now().mono.0 + RETRY_MS));
+            continue;
         }
         published.publish(&mut service, &plan);
         Plan { memory, desired, .. } = plan;
