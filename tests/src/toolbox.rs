@@ -73,13 +73,13 @@ pub const VARIANTS: &[Variant] = &[
 
 /// Directory of an OCI layout with all [`VARIANTS`]; made once per cache directory.
 pub fn layout(cache: &Path) -> anyhow::Result<PathBuf> {
-    let layout = cache.join("toolbox-image");
+    let layout = cache.join("toolbox");
     if layout.join("index.json").exists() {
         return Ok(layout);
     }
     step("making OCI images of busybox");
     // tests of one file run at the same time; each makes its own and the first one stays
-    let work = tempfile::Builder::new().prefix("toolbox-image.work").tempdir_in(cache)?;
+    let work = tempfile::Builder::new().prefix("toolbox.work").tempdir_in(cache)?;
     run(Command::new("apt-get").args(["-qq", "download", "busybox-static"]).current_dir(work.path()))
         .context("cannot download busybox: is the package index there? (apt-get update)")?;
     let packages = fs::read_dir(work.path())?.filter_map(|entry| Some(entry.ok()?.path()));
@@ -93,6 +93,7 @@ pub fn layout(cache: &Path) -> anyhow::Result<PathBuf> {
     for variant in VARIANTS {
         pack(work.path(), &made, busybox, variant)?;
     }
+    fs::copy(busybox, made.join("busybox"))?;
     run(root("chmod").args(["-R", "a+rX"]).arg(&made))?;
     if let Err(error) = fs::rename(&made, &layout)
         && !layout.join("index.json").exists()
@@ -101,6 +102,11 @@ pub fn layout(cache: &Path) -> anyhow::Result<PathBuf> {
     }
     let _ = run(root("rm").arg("-rf").arg(work.path()));
     Ok(layout)
+}
+
+/// The program itself, for use outside of apps.
+pub fn busybox(cache: &Path) -> anyhow::Result<PathBuf> {
+    Ok(layout(cache)?.join("busybox"))
 }
 
 fn pack(work: &Path, layout: &Path, busybox: &Path, variant: &Variant) -> anyhow::Result<()> {

@@ -46,6 +46,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.hosted || all {
         rooms(filter)?;
         whole("hosted", filter)?;
+        whole("lifecycle", filter)?;
     }
     if args.referees || all {
         whole("referee", filter)?;
