@@ -186,6 +186,12 @@ fn a_running_app_is_confined_as_promised() {
         start(&world.container(&["sh", "-c", "echo up; exec sleep 100"]), &Cgroup::None, &late()).unwrap();
     wait_for_output(&running, "up");
     let pid = running.pid().to_string();
+    // the shell plays with its own signals until it has become the program
+    let deadline = Instant::now() + SOON;
+    while fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().trim() != "sleep" {
+        assert!(Instant::now() < deadline, "the shell does not become sleep");
+        std::thread::yield_now();
+    }
     let status = status(&pid);
     for (key, want) in [
         ("Seccomp", "2"),
