@@ -58,6 +58,11 @@ pub fn output(command: &mut Command) -> anyhow::Result<Output> {
     command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {}", line(command)))
 }
 
+/// Sends a signal, e.g. `KILL`, to a process of anyone. By the shell: the program `kill` is not on every machine.
+pub fn signal(pid: u32, name: &str) -> anyhow::Result<()> {
+    run(root("sh").args(["-c", "kill -\"$1\" \"$2\"", "sh", name, &pid.to_string()])).map(drop)
+}
+
 /// Runs to the end with its output where ours goes.
 pub fn show(command: &mut Command) -> anyhow::Result<()> {
     let status = command.status().with_context(|| format!("cannot run {}", line(command)))?;
@@ -140,7 +145,7 @@ impl Background {
 
     /// Sends a signal, e.g. `KILL`.
     pub fn signal(&self, name: &str) -> anyhow::Result<()> {
-        run(root("kill").arg(format!("-{name}")).arg(self.child.id().to_string())).map(drop)
+        signal(self.child.id(), name)
     }
 
     /// Asks it to stop and waits; kills it when it takes too long.

@@ -74,7 +74,7 @@ fn no_probe_fails_while_each_service_is_killed() {
         let before = lab.node.pids(service).unwrap();
         let [pid] = before[..] else { panic!("{service} runs as {before:?}") };
         step(format_args!("killing {service}"));
-        run(root("kill").args(["-KILL", &pid.to_string()])).unwrap();
+        tests::command::signal(pid, "KILL").unwrap();
         wait_for(&format!("{service} runs again"), Duration::from_secs(10), || {
             lab.node.pids(service).unwrap().first().copied().filter(|new| *new != pid)
         })
