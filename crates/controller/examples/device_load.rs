@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Load on a running controller's device API: real envelopes, real signatures, real TLS.
 //!
-//! `device_load SERVER(host:port) BUNDLE_DIR SERIAL PID SECONDS`: onboards one node with the bundle, then polls `/config`
+//! `device_load SERVER(host:port) BUNDLE_DIR SERIAL PID SECONDS`: onboards a few nodes with the bundle, then polls `/config`
 //! with the known hash (304, `Prefer: wait=0`), first over a new connection each time, without and with TLS resumption,
 //! then over kept connections. Prints requests per second of the controller's own CPU time, read from /proc/PID.
 
@@ -16,6 +16,9 @@ use device::{Context as _, Device, Result, Sessions, Target, controller_certs, e
 
 /// Connections at once.
 const CLIENTS: usize = 32;
+const DEVICES: usize = 16;
+/// Different ones of each device.
+const REQUESTS: usize = 16;
 
 /// CPU time of a process in seconds.
 fn cpu_s(pid: &str) -> Result<f64> {
@@ -32,14 +35,18 @@ async fn main() -> Result<()> {
         return Err("usage: device_load SERVER BUNDLE_DIR SERIAL PID SECONDS".into());
     };
     let target = Arc::new(Target::read(server, bundle)?);
-    let device = Device::onboard(&target, serial).await?;
     let certs = controller_certs(&target).await?;
-    let mut stream = target.connect(&target.connector(Sessions::Fresh)).await?;
-    let (_, body) = exchange(&mut stream, &device.config_request("", Some(0))?).await?;
-    let hash = verified_hash(&body, &certs)?;
     // A few hundred requests signed beforehand: the client's own signing is not what is measured.
-    let requests: Vec<Vec<u8>> =
-        (0..256).map(|_| device.config_request(&hash, Some(0))).collect::<Result<_>>()?;
+    let mut requests = Vec::new();
+    for number in 0..DEVICES {
+        let device = Device::onboard(&target, &format!("{serial}-{number}")).await?;
+        let mut stream = target.connect(&target.connector(Sessions::Fresh)).await?;
+        let (_, body) = exchange(&mut stream, &device.config_request("", Some(0))?).await?;
+        let hash = verified_hash(&body, &certs)?;
+        for _ in 0..REQUESTS {
+            requests.push(device.config_request(&hash, Some(0))?);
+        }
+    }
     let requests = Arc::new(requests);
 
     let time = Duration::from_secs(seconds.parse()?);
@@ -57,7 +64,7 @@ async fn main() -> Result<()> {
                     (target.clone(), tls.clone(), requests.clone(), count.clone());
                 tokio::spawn(async move {
                     let mut kept = None;
-                    let mut next = client;
+                    let mut next = client * REQUESTS;
                     while start.elapsed() < time {
                         let mut stream = match kept.take() {
                             Some(stream) => stream,
