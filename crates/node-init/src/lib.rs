@@ -5,6 +5,7 @@
 //! nothing foreign: its inputs are its own command line, manifests built in, and frames of run alone. No threads.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod anchor;
 pub mod args;
 pub mod backoff;
 pub mod cgroup;

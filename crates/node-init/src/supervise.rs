@@ -45,6 +45,8 @@ const READY_S: u64 = 60;
 /// Why there is no node.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
+    #[error("user namespaces cannot be had here")]
+    Anchor(#[from] crate::anchor::AnchorError),
     #[error("no manifests")]
     Manifests(#[from] manifests::LoadError),
     #[error("no control groups")]
@@ -88,7 +90,12 @@ enum Source {
 }
 
 /// Runs the node until it is told to end.
-pub fn run(options: Options) -> Result<(), InitError> {
+pub fn run(mut options: Options) -> Result<(), InitError> {
+    // before the root changes: the kernel names the executable by the path it was started from
+    if options.bins.is_none() {
+        options.bins = Some(beside_this()?);
+    }
+    crate::anchor::leave_chroot()?;
     let mut init = Init::new(options)?;
     for service in init.order.clone() {
         init.start((service, String::new()));
