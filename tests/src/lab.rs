@@ -34,11 +34,15 @@ impl Place {
     /// Below the build directory of this workspace: `target/lab/NAME`, programs of the release profile.
     pub fn new(name: &str, number: u8) -> anyhow::Result<Place> {
         let target = target_dir()?;
+        let name_on_machine = match lab_number() {
+            0 => format!("selvedge-{name}"),
+            lab => format!("selvedge-{name}-{lab}"),
+        };
         Ok(Place {
             bin: bin_dir()?,
             dir: target.join("lab").join(name),
             cache: target.join("cache"),
-            name: format!("selvedge-{name}"),
+            name: name_on_machine,
             number,
         })
     }
@@ -54,6 +58,16 @@ impl Place {
         self.bin.join(name)
     }
 }
+
+/// `SELVEDGE_LAB`, 0 to [`LAB_MAX`]: several checkouts may test on one machine at once, each with names, addresses and ports
+/// of its own.
+pub fn lab_number() -> u8 {
+    let number = std::env::var("SELVEDGE_LAB").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    std::cmp::min(number, LAB_MAX)
+}
+
+/// The last `10.x` network a laboratory may take is `10.255`.
+const LAB_MAX: u8 = 24;
 
 /// Build directory of the workspace.
 pub fn target_dir() -> anyhow::Result<PathBuf> {

@@ -4,6 +4,7 @@
 use anyhow::Context as _;
 
 use crate::command::{output, root, run};
+use crate::lab::lab_number;
 
 /// The namespace. Taken away when dropped, and with it everything inside.
 #[derive(Debug)]
@@ -18,17 +19,20 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// `number` chooses the addresses: `10.231.number.1` for the host, `.2` for the node.
+    /// `number` chooses the addresses: `10.231.number.1` for the host, `.2` for the node; `10.232` and so on for the other
+    /// laboratories of [`lab_number`].
     pub fn create(name: &str, number: u8) -> anyhow::Result<Netns> {
+        let lab = lab_number();
+        let net = 231 + lab;
         let netns = Netns {
             name: name.to_owned(),
-            host_link: format!("sv{number}h"),
-            host: format!("10.231.{number}.1"),
-            node: format!("10.231.{number}.2"),
+            host_link: format!("sv{lab}-{number}h"),
+            host: format!("10.{net}.{number}.1"),
+            node: format!("10.{net}.{number}.2"),
         };
         netns.remove();
         let host_link = netns.host_link.as_str();
-        let inside = format!("sv{number}n");
+        let inside = format!("sv{lab}-{number}n");
         ip(&["netns", "add", name])
             .context("network namespaces are needed: run on a host that allows them")?;
         ip(&["link", "add", host_link, "type", "veth", "peer", "name", &inside])?;

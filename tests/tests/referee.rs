@@ -224,6 +224,7 @@ fn judge_controller(name: &str, port: u16, attest: &str) -> Vec<Value> {
     let place = Place::new(name, 0).unwrap();
     place.clear().unwrap();
     let referees = Referees::prepare(&place.cache).unwrap();
+    let port = port + 10 * u16::from(tests::lab::lab_number());
     let address = format!("127.0.0.1:{port}").parse().unwrap();
     // the referee waits 30 s for an answer; a held one must come earlier
     let controller = Controller::start_at(&place, address, &["--hold", "1s"]).unwrap();

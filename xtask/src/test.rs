@@ -133,7 +133,9 @@ fn run_as_root(
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = more_programs.map(Path::to_owned).into_iter().chain(std::env::split_paths(&path));
     command.arg(format!("PATH={}", std::env::join_paths(path)?.to_string_lossy()));
-    for name in ["HOME", tests::referee::VARIABLE, "EVE_API_TABLES", "PIP_CERT", "SSL_CERT_FILE"] {
+    for name in
+        ["HOME", tests::referee::VARIABLE, "SELVEDGE_LAB", "EVE_API_TABLES", "PIP_CERT", "SSL_CERT_FILE"]
+    {
         if let Ok(value) = std::env::var(name) {
             command.arg(format!("{name}={value}"));
         }
