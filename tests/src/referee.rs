@@ -52,6 +52,13 @@ impl Referees {
         command
     }
 
+    /// A program of ours (its path) that is made of the referees' modules.
+    pub fn command_with(&self, program: &Path) -> Command {
+        let mut command = Command::new(&self.python);
+        command.arg(program).env("PYTHONPATH", &self.dir).env("PYTHONDONTWRITEBYTECODE", "1");
+        command
+    }
+
     /// One of the sample configurations beside the referees.
     pub fn sample(&self, name: &str) -> anyhow::Result<serde_json::Value> {
         let path = self.dir.join(name);

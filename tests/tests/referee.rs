@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use tests::command::Background;
@@ -219,40 +221,54 @@ fn the_node_survives_what_a_bad_network_and_a_bad_controller_do() {
     assert!(states[first..].iter().all(|s| s == "RUNNING"), "the app did not run all the time: {states:?}");
 }
 
+/// Our controller with a bundle for the referee's devices.
+struct Judged {
+    controller: Controller,
+    place: Place,
+    referees: Referees,
+}
+
+impl Judged {
+    /// `port` is that of the first laboratory; the others are ten further each.
+    fn start(name: &str, port: u16, serve: &[&str]) -> Judged {
+        let place = Place::new(name, 0).unwrap();
+        place.clear().unwrap();
+        let referees = Referees::prepare(&place.cache).unwrap();
+        let port = port + 10 * u16::from(tests::lab::lab_number());
+        let address = format!("127.0.0.1:{port}").parse().unwrap();
+        let controller = Controller::start_at(&place, address, serve).unwrap();
+        let bundle = place.dir.join("bundle");
+        let out = bundle.to_string_lossy();
+        let serials = ["--serial", "SN1", "--serial", "SN1-b", "--soft-serial", "SOFT1"];
+        controller
+            .cli(&[&["node", "bundle", "--join-token", "referee", "--out", &out], &serials[..]].concat())
+            .unwrap();
+        Judged { controller, place, referees }
+    }
+
+    /// Tells a program made of the referee where the controller is and who the device is.
+    fn introduce(&self, command: &mut Command) {
+        let file = |name: &str| self.place.dir.join("bundle").join(name).to_string_lossy().into_owned();
+        command
+            .args(["--controller", &format!("https://{}", self.controller.address), "--serial", "SN1"])
+            .args(["--root-cert", &file("root-certificate.pem")])
+            .args(["--onboard-cert", &file("onboard.cert.pem"), "--onboard-key", &file("onboard.key.pem")]);
+    }
+}
+
 /// Runs the referee device against our controller and gives its verdict, one result per check.
 fn judge_controller(name: &str, port: u16, attest: &str) -> Vec<Value> {
-    let place = Place::new(name, 0).unwrap();
-    place.clear().unwrap();
-    let referees = Referees::prepare(&place.cache).unwrap();
-    let port = port + 10 * u16::from(tests::lab::lab_number());
-    let address = format!("127.0.0.1:{port}").parse().unwrap();
     // the referee waits 30 s for an answer; a held one must come earlier
-    let controller = Controller::start_at(&place, address, &["--hold", "1s"]).unwrap();
-    let bundle = place.dir.join("bundle");
-    let out = bundle.to_string_lossy();
-    let serials = ["--serial", "SN1", "--serial", "SN1-b", "--soft-serial", "SOFT1"];
-    controller
-        .cli(&[&["node", "bundle", "--join-token", "referee", "--out", &out], &serials[..]].concat())
-        .unwrap();
+    let judged = Judged::start(name, port, &["--hold", "1s"]);
+    let place = &judged.place;
     let intent = place.dir.join("intent.yaml");
     fs::write(&intent, INTENT).unwrap();
-    let selvedge =
-        format!("SELVEDGE_DATA='{}' '{}'", controller.data.display(), place.program("selvedge").display());
-    let mut command = referees.command("device.py");
-    let file = |name: &str| bundle.join(name).to_string_lossy().into_owned();
+    let data = judged.controller.data.display();
+    let selvedge = format!("SELVEDGE_DATA='{data}' '{}'", place.program("selvedge").display());
+    let mut command = judged.referees.command("device.py");
+    judged.introduce(&mut command);
     command
-        .args([
-            "--controller",
-            &format!("https://{address}"),
-            "--attest",
-            attest,
-            "--serial",
-            "SN1",
-            "--soft-serial",
-            "SOFT1",
-        ])
-        .args(["--root-cert", &file("root-certificate.pem")])
-        .args(["--onboard-cert", &file("onboard.cert.pem"), "--onboard-key", &file("onboard.key.pem")])
+        .args(["--attest", attest, "--soft-serial", "SOFT1"])
         .args(["--adopt-cmd", &format!("{selvedge} apply -f '{}'", intent.display())])
         .args(["--change-cmd", &format!("{selvedge} app restart judged")])
         .args(["--stored-cmd", &format!("{selvedge} get device/$EVE_UUID --history")])
@@ -313,4 +329,54 @@ fn the_controller_is_good_enough_for_eve_without_a_tpm() {
     assert_eq!(with_result(&results, "FAIL"), [""; 0]);
     let skipped = with_result(&results, "skip");
     assert!(skipped.iter().all(|name| name.starts_with("attest-")), "{skipped:?}");
+}
+
+/// Changes a device that polls as stock EVE does is to see, and how soon all but two of them.
+const CHANGES: usize = 200;
+const PUSH_P99: Duration = Duration::from_secs(1);
+
+/// What the device says after this word; a held answer may end without news in between, so that it asks once more.
+fn said(lines: &mut impl Iterator<Item = std::io::Result<String>>, word: &str) -> String {
+    loop {
+        let line = lines.next().expect("the device goes on").unwrap();
+        let (first, rest) = line.split_once(' ').unwrap_or((&line, ""));
+        match first {
+            first if first == word => return rest.to_owned(),
+            "asks" => continue,
+            _ => panic!("{line}"),
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root and the referees"]
+fn a_device_that_polls_as_stock_eve_does_sees_200_changes_within_a_second() {
+    let judged = Judged::start("ref-stock", 18_445, &[]);
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("peer/stock_device.py");
+    let mut command = judged.referees.command_with(&program);
+    judged.introduce(&mut command);
+    let mut device = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(device.stdout.take().unwrap()).lines();
+    let mut took: Vec<Duration> = Vec::new();
+    for change in 0..CHANGES {
+        said(&mut lines, "asks");
+        // the request has arrived and is held
+        std::thread::sleep(Duration::from_millis(100));
+        let start = SystemTime::now();
+        let marker = format!(
+            "\nspec:\n  image: judged/web:1\n  selector: {{}}\n  activate: false\n  env: {{ CHANGE: '{change}' }}\n"
+        );
+        let app = format!("apiVersion: selvedge/v1alpha1\nkind: App\nmetadata: {{ name: judged }}{marker}");
+        judged.controller.apply("change.yaml", &app).unwrap();
+        let at = UNIX_EPOCH + Duration::from_micros(said(&mut lines, "got").parse().unwrap());
+        took.push(at.duration_since(start).unwrap_or_default());
+    }
+    drop(device.stdin.take());
+    device.wait().unwrap();
+    took.sort();
+    let (p50, p99, worst) = (took[CHANGES / 2], took[CHANGES * 99 / 100 - 1], took[CHANGES - 1]);
+    step(format_args!(
+        "{CHANGES} changes, apply to verified config: p50 {p50:?}, p99 {p99:?}, worst {worst:?}"
+    ));
+    assert!(p99 <= PUSH_P99, "p99 {p99:?} of {took:?}");
 }
