@@ -319,10 +319,19 @@ impl Controller {
             puts.iter().map(Stored::kind).chain(deletes.iter().map(|d| d.0)).any(|k| k == Kind::JoinToken);
         for stored in &mut puts {
             stored.revision = revision;
+            let before = project.stored.get(&(stored.kind(), stored.name.clone()));
+            let (kind, uid, name) = (stored.kind(), stored.uid, &*stored.name);
+            match before.map(|before| before.labels == stored.labels) {
+                None => self.feed.added(kind, uid, name),
+                Some(true) => self.feed.modified(kind, uid, name),
+                Some(false) => self.feed.relabelled(kind, uid, name),
+            }
             project.stored.insert((stored.kind(), stored.name.clone()), stored.clone());
         }
         for (kind, name, uid) in &deletes {
-            project.stored.remove(&(*kind, name.clone()));
+            if let Some(old) = project.stored.remove(&(*kind, name.clone())) {
+                self.feed.deleted(*kind, *uid, name, &old.labels);
+            }
             *project.incarnations.entry((*kind, name.clone())).or_default() += 1;
             if *kind == Kind::Device {
                 project.ledgers.remove(uid);
@@ -331,6 +340,7 @@ impl Controller {
         }
         project.intent = intent;
         self.index_devices(project);
+        self.touch_status(project, &plan);
         if is_token {
             self.reload_onboarding(&project.intent)?;
         }
@@ -360,6 +370,20 @@ impl Controller {
             self.observed.event(now_ms, format!("device/{}", device.name), "ConfigPublished", message);
         }
         Ok(plan)
+    }
+
+    /// The status of what was changed, and of every app when the devices are others: they may be chosen or not now.
+    fn touch_status(&self, project: &Project, plan: &Plan) {
+        for change in &plan.objects {
+            if let Some(stored) = project.stored.get(&(change.kind, change.name.clone())) {
+                self.feed.touch(change.kind, stored.uid);
+            }
+        }
+        if plan.objects.iter().any(|change| change.kind == Kind::Device) {
+            for app in project.intent.apps.values() {
+                self.feed.touch(Kind::App, app.uid);
+            }
+        }
     }
 
     fn needs_onboarding_key(&self, intent: &Intent, stored: &Stored) -> Result<bool, StateError> {

@@ -14,6 +14,7 @@
 mod ca;
 mod change;
 mod device_api;
+mod feed;
 mod files;
 mod node;
 mod objects;

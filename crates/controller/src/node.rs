@@ -138,8 +138,9 @@ impl Node {
         *lock(&self.policy) = policy;
     }
 
-    pub fn seen(&self, now_ms: i64) {
-        self.last_seen_ms.store(now_ms, Ordering::Relaxed);
+    /// Gives when it was seen before.
+    pub fn seen(&self, now_ms: i64) -> i64 {
+        self.last_seen_ms.swap(now_ms, Ordering::Relaxed)
     }
 
     /// 0: not since the start.

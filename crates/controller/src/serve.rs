@@ -81,6 +81,7 @@ pub async fn serve(options: Options, ready: impl FnOnce(SocketAddr, &str)) -> Re
     files::write(&options.data.join("client.json"), client.to_string().as_bytes())?;
 
     let (stop, stopped) = watch::channel(false);
+    let statuses = tokio::spawn(operator_api::follow_statuses(controller.clone()));
     let chores = tokio::spawn(do_chores(controller.clone(), registry, cert, names));
     let server =
         tokio::spawn(server::serve(listener, tls, controller, router, options.max_connections, stopped));
@@ -89,6 +90,7 @@ pub async fn serve(options: Options, ready: impl FnOnce(SocketAddr, &str)) -> Re
     tracing::info!("stopping");
     stop.send_replace(true);
     chores.abort();
+    statuses.abort();
     // Whether it ended in time or not, the process ends now.
     let _ = tokio::time::timeout(STOP_TIME, server).await;
     Ok(())

@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use crate::ca::{Ca, CaError};
 use crate::change::Change;
+use crate::feed::Feed;
 use crate::files::FileError;
 use crate::node::{CERT_ECDH, ConfigState, Node, NodeRecord, Published, lock};
 use crate::objects::Stored;
@@ -98,6 +99,8 @@ pub struct Controller {
     /// Longest time an answer is held.
     pub hold: Duration,
     pub observed: Observed,
+    /// What operators watch.
+    pub feed: Feed,
     pub admin_token: String,
     /// The answer to `/certs`.
     pub certs_body: Bytes,
@@ -183,6 +186,7 @@ impl Controller {
             site,
             hold: settings.hold,
             observed,
+            feed: Feed::new(jiff::Timestamp::now().as_microsecond().unsigned_abs()),
             admin_token: String::from_utf8_lossy(&token).trim().into(),
             store,
             project: Mutex::default(),
@@ -294,6 +298,14 @@ impl Controller {
         nodes.by_id.insert(node.id, node);
     }
 
+    /// A node was heard.
+    pub fn seen(&self, node: &Node) {
+        let now_ms = now_ms();
+        if now_ms - node.seen(now_ms) >= crate::operator_api::SILENCE_MS {
+            self.feed.touch(Kind::Device, node.id);
+        }
+    }
+
     /// Forgets a node: its requests are refused from now on, held answers end.
     pub fn remove_node(&self, id: Uuid) {
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
@@ -327,6 +339,7 @@ impl Controller {
                 let puts = vec![(node_key(node.id), to_bytes(&next))];
                 self.commit(&Txn { puts, ..Txn::default() })?;
                 *record = next;
+                self.feed.touch(Kind::Device, node.id);
             }
             Ok(record.clone())
         })
@@ -386,6 +399,7 @@ impl Controller {
             let is_same = matches!(state, ConfigState::Published(old) if old.hash == published.hash);
             if !is_same {
                 *state = ConfigState::Published(published);
+                self.feed.touch(Kind::Device, device);
             }
             !is_same
         });

@@ -24,6 +24,8 @@ use crate::state::{Controller, Settings};
 use crate::store::SqliteStore;
 use crate::{device_api, operator_api};
 
+mod watch;
+
 const DEVICE_API: &str = "/api/v2/edgedevice";
 /// Longer than any test: a held answer that ends did so for a reason.
 const HOLD: Duration = Duration::from_secs(300);

@@ -48,7 +48,7 @@ pub(super) async fn config(
         if is_new(&watch.borrow()) {
             tokio::time::sleep(SETTLE).await;
         }
-        node.seen(now_ms());
+        controller.seen(node);
     }
     let state = watch.borrow().clone();
     match state {

@@ -24,7 +24,7 @@ use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 
 use crate::node::Node;
-use crate::state::{Controller, StateError, now_ms};
+use crate::state::{Controller, StateError};
 
 /// How long a request's body may take to arrive: a slow link needs 30 s for 64 KiB at 17 kbit/s.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -211,7 +211,7 @@ fn authenticate(
     if device.is_some_and(|device| !is_id(device, &node)) {
         return Err(Answer::refuse(StatusCode::FORBIDDEN, "the path is another device's"));
     }
-    node.seen(now_ms());
+    controller.seen(&node);
     Ok((node, payload))
 }
 

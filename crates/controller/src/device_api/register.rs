@@ -125,6 +125,7 @@ fn join(
     if let Some(mut stored) = created {
         stored.revision = revision;
         project.intent.put(Controller::typed(&stored)?);
+        controller.feed.added(Kind::Device, id, &stored.name);
         project.stored.insert((Kind::Device, stored.name.clone()), stored);
     }
     if let Some(device) = project.intent.devices.values().find(|device| device.uid == id) {
@@ -133,6 +134,10 @@ fn join(
     }
     let name = project.device_names.get(&id).cloned().unwrap_or_default();
     controller.insert_node(Arc::new(node));
+    controller.feed.touch(Kind::Device, id);
+    if let Some(token) = project.intent.join_tokens.get(token) {
+        controller.feed.touch(Kind::JoinToken, token.uid);
+    }
     let message = format!("with jointoken/{token}, serial '{}'", registration.serial);
     controller.observed.event(now_ms(), format!("device/{name}"), "Registered", message);
     Ok(())

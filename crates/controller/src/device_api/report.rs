@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use controller_core::resource::Kind;
 use eve_api::Message as _;
 use eve_api::newlogs::{self, LogEntry};
 use eve_api::wire::flowlog::FlowMessage;
@@ -22,6 +23,7 @@ use crate::state::{Controller, now_ms};
 pub(super) fn info(controller: &Controller, node: &Node, payload: &[u8]) -> Outcome {
     let message = ZInfoMsg::decode(payload).map_err(|_| malformed("not a ZInfoMsg"))?;
     let before = controller.observed.info(node.id, now_ms(), &message, payload);
+    controller.feed.touch(Kind::Device, node.id);
     tell_of_change(controller, node, before.as_ref().map(|latest| &*latest.bytes), payload);
     Ok(Answer::done(StatusCode::CREATED))
 }
@@ -52,6 +54,7 @@ fn tell_of_change(controller: &Controller, node: &Node, before: Option<&[u8]>, n
 pub(super) fn metrics(controller: &Controller, node: &Node, payload: &[u8]) -> Outcome {
     ZMetricMsg::decode(payload).map_err(|_| malformed("not a ZMetricMsg"))?;
     controller.observed.metrics(node.id, now_ms(), payload);
+    controller.feed.touch(Kind::Device, node.id);
     Ok(Answer::done(StatusCode::CREATED))
 }
 

@@ -4,6 +4,7 @@
 //!
 //! Never in the intent store. After a restart the newest info is read back when first looked at.
 
+mod recent;
 mod segment;
 mod writer;
 
@@ -18,6 +19,7 @@ use eve_api::wire::info::z_info_msg::InfoContent;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub(crate) use recent::{Behind, Recent};
 pub(crate) use segment::{Kind, Record};
 pub(crate) use writer::StreamName;
 use writer::Writer;
@@ -61,18 +63,28 @@ pub struct Event {
     pub message: String,
 }
 
+impl Event {
+    fn read(record: &Record) -> Option<Event> {
+        let event: Event = serde_json::from_slice(&record.bytes).ok()?;
+        Some(Event { sequence: record.sequence, ..event })
+    }
+}
+
 #[derive(Debug)]
 pub struct Observed {
     shards: Vec<Mutex<HashMap<Uuid, DeviceView>>>,
     writer: Writer,
+    recent: Arc<Recent>,
 }
 
 impl Observed {
     pub fn open(dir: &Path) -> io::Result<Observed> {
         files::private_dir(dir).map_err(io::Error::other)?;
+        let recent = Arc::new(Recent::new());
         Ok(Observed {
             shards: (0..SHARDS).map(|_| Mutex::new(HashMap::new())).collect(),
-            writer: Writer::start(dir.to_owned())?,
+            writer: Writer::start(dir.to_owned(), recent.clone())?,
+            recent,
         })
     }
 
@@ -116,14 +128,15 @@ impl Observed {
         }
     }
 
+    /// The newest events in memory.
+    pub fn recent(&self) -> &Recent {
+        &self.recent
+    }
+
     /// All events that are kept, oldest first.
     pub async fn events(&self) -> io::Result<Vec<Event>> {
         let records = self.writer.read(Uuid::nil(), StreamName::Events).await?;
-        let read = |record: Record| {
-            let event: Event = serde_json::from_slice(&record.bytes).ok()?;
-            Some(Event { sequence: record.sequence, ..event })
-        };
-        Ok(records.into_iter().filter_map(read).collect())
+        Ok(records.iter().filter_map(Event::read).collect())
     }
 
     /// Records of a stream as they came, oldest first.

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
@@ -13,6 +14,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::segment::{Kind, Quota, Record, Stream};
+use super::{Event, Recent};
 use crate::files;
 
 /// Appends waiting at most.
@@ -90,10 +92,11 @@ impl std::fmt::Debug for Job {
 
 impl Writer {
     /// Starts the thread.
-    pub(super) fn start(dir: PathBuf) -> io::Result<Writer> {
+    pub(super) fn start(dir: PathBuf, recent: Arc<Recent>) -> io::Result<Writer> {
         let (jobs, queue) = sync_channel(QUEUE);
-        let thread =
-            std::thread::Builder::new().name("segments".into()).spawn(move || Files::new(dir).run(&queue))?;
+        let mut files = Files::new(dir, recent);
+        files.remember_events()?;
+        let thread = std::thread::Builder::new().name("segments".into()).spawn(move || files.run(&queue))?;
         Ok(Writer { jobs, thread: Some(thread) })
     }
 
@@ -135,11 +138,19 @@ struct Files {
     dir: PathBuf,
     open: HashMap<Key, Open>,
     clock: u64,
+    recent: Arc<Recent>,
 }
 
 impl Files {
-    fn new(dir: PathBuf) -> Files {
-        Files { dir, open: HashMap::new(), clock: 0 }
+    fn new(dir: PathBuf, recent: Arc<Recent>) -> Files {
+        Files { dir, open: HashMap::new(), clock: 0, recent }
+    }
+
+    /// Reads back the events of earlier runs.
+    fn remember_events(&mut self) -> io::Result<()> {
+        let records = self.opened((Uuid::nil(), StreamName::Events))?.stream.read()?;
+        records.iter().filter_map(Event::read).for_each(|event| self.recent.push(event));
+        Ok(())
     }
 
     fn run(mut self, queue: &Receiver<Job>) {
@@ -175,6 +186,7 @@ impl Files {
     }
 
     fn append(&mut self, key: Key, at_ms: i64, records: Vec<Record0>) -> io::Result<()> {
+        let recent = self.recent.clone();
         let open = self.opened(key)?;
         if open.stream.is_full() {
             open.stream.rotate()?;
@@ -183,7 +195,12 @@ impl Files {
             }
         }
         for (object, bytes) in records {
-            open.stream.append(Kind::Message, at_ms, &bytes)?;
+            let sequence = open.stream.append(Kind::Message, at_ms, &bytes)?;
+            if key.1 == StreamName::Events {
+                let record = Record { kind: Kind::Message, sequence, at_ms, bytes };
+                Event::read(&record).into_iter().for_each(|event| recent.push(event));
+                continue;
+            }
             if !object.is_empty() {
                 open.newest.insert(object, (at_ms, bytes));
             }

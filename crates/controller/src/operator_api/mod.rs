@@ -9,6 +9,7 @@
 mod openapi;
 mod problem;
 mod view;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,6 +30,8 @@ use crate::objects::{self, Sent, Stored};
 use crate::state::Controller;
 pub use openapi::document as openapi_document;
 pub use problem::Problem;
+pub(crate) use view::SILENCE_MS;
+pub(crate) use watch::follow_statuses;
 
 /// Where everything lives.
 pub const BASE: &str = "/apis/selvedge/v1alpha1";
@@ -162,6 +165,21 @@ fn kind_of(plural: &str) -> Result<Kind, Problem> {
 struct ListQuery {
     /// `key=value,key=value`.
     label_selector: Option<String>,
+    /// Changes as they come instead of what is there.
+    watch: bool,
+    /// Of a watch: where it goes on.
+    resource_version: Option<String>,
+}
+
+impl ListQuery {
+    fn labels(&self) -> Vec<(String, String)> {
+        let pairs =
+            self.label_selector.iter().flat_map(|text| text.split(',')).filter(|pair| !pair.is_empty());
+        pairs
+            .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+            .map(|(k, v)| (k.into(), v.into()))
+            .collect()
+    }
 }
 
 type PathParts = Path<BTreeMap<String, String>>;
@@ -185,17 +203,16 @@ pub(crate) fn find(controller: &Controller, kind: Kind, name: &str) -> Result<St
 
 async fn list(State(api): State<Api>, path: PathParts, Query(query): Query<ListQuery>) -> Answered {
     let kind = kind_of(part(&path, "plural"))?;
-    let wanted: Vec<(&str, &str)> = query
-        .label_selector
-        .iter()
-        .flat_map(|text| text.split(','))
-        .filter(|pair| !pair.is_empty())
-        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-        .collect();
+    let wanted = query.labels();
+    if query.watch {
+        let selection = watch::Selection { name: None, labels: wanted };
+        return watch::objects(&api, kind, selection, query.resource_version.as_deref());
+    }
+    // Before the look: a watch from here on misses nothing.
+    let version = api.feed.version();
     let stored: Vec<Stored> = api.with_project(|project| {
         let all = project.stored.values().filter(|stored| stored.kind() == kind);
-        let carries =
-            |s: &&Stored| wanted.iter().all(|(key, value)| s.labels.get(*key).is_some_and(|v| v == value));
+        let carries = |s: &&Stored| wanted.iter().all(|(key, value)| s.labels.get(key) == Some(value));
         all.filter(carries).cloned().collect()
     });
     let mut items = Vec::new();
@@ -205,12 +222,18 @@ async fn list(State(api): State<Api>, path: PathParts, Query(query): Query<ListQ
     Ok(Json(json!({
         "apiVersion": controller_core::resource::API_VERSION,
         "kind": format!("{}List", kind.name()),
+        "metadata": { "resourceVersion": version.to_string() },
         "items": items,
     }))
     .into_response())
 }
 
-async fn get_one(State(api): State<Api>, path: PathParts) -> Answered {
+async fn get_one(State(api): State<Api>, path: PathParts, Query(query): Query<ListQuery>) -> Answered {
+    if query.watch {
+        let kind = kind_of(part(&path, "plural"))?;
+        let selection = watch::Selection { name: Some(part(&path, "name").to_owned()), labels: Vec::new() };
+        return watch::objects(&api, kind, selection, query.resource_version.as_deref());
+    }
     let stored = find(&api, kind_of(part(&path, "plural"))?, part(&path, "name"))?;
     respond(&api, &stored, StatusCode::OK).await
 }
@@ -273,27 +296,36 @@ struct EventQuery {
     object: Option<String>,
     /// Only events with a higher sequence number.
     after: u64,
+    /// Events as they come instead of what is there.
+    watch: bool,
+    /// Of a watch: where it goes on.
+    resource_version: Option<String>,
+}
+
+/// An event as clients see it.
+fn event_document(event: &crate::observed::Event) -> Value {
+    json!({
+        "sequence": event.sequence,
+        "at": view::time(event.at_ms),
+        "object": event.object,
+        "reason": event.reason,
+        "message": event.message,
+    })
 }
 
 async fn events(State(api): State<Api>, Query(query): Query<EventQuery>) -> Answered {
+    if query.watch {
+        let after = (query.after > 0).then(|| query.after.to_string());
+        let from = query.resource_version.or(after);
+        return watch::events(&api, query.object, from.as_deref()).await;
+    }
     let events = api.observed.events().await.map_err(|_| Problem::internal())?;
-    let wanted = |event: &crate::observed::Event| {
+    let version = events.last().map_or(0, |event| event.sequence).to_string();
+    let wanted = |event: &&crate::observed::Event| {
         event.sequence > query.after && query.object.as_ref().is_none_or(|object| *object == event.object)
     };
-    let items: Vec<Value> = events
-        .into_iter()
-        .filter(wanted)
-        .map(|event| {
-            json!({
-                "sequence": event.sequence,
-                "at": view::time(event.at_ms),
-                "object": event.object,
-                "reason": event.reason,
-                "message": event.message,
-            })
-        })
-        .collect();
-    Ok(Json(json!({ "items": items })).into_response())
+    let items: Vec<Value> = events.iter().filter(wanted).map(event_document).collect();
+    Ok(Json(json!({ "metadata": { "resourceVersion": version }, "items": items })).into_response())
 }
 
 /// Decides about users of the registry: the operator may do all, devices may pull.

@@ -16,6 +16,7 @@ pub fn document() -> Value {
     schemas.insert("Plan".into(), schema_of::<Plan>());
     schemas.insert("Problem".into(), schema_of::<Problem>());
     schemas.insert("Change".into(), change_schema());
+    schemas.insert("WatchLine".into(), watch_line_schema());
     let mut paths = Map::new();
     for kind in Kind::ALL {
         let spec = format!("{}Spec", kind.name());
@@ -37,8 +38,8 @@ pub fn document() -> Value {
             }}),
         );
     }
+    paths.insert(format!("{project_path}/events"), events_operation());
     for (path, what) in [
-        ("events", "What happened"),
         ("devices/{name}/history", "Every info message that is kept"),
         ("devices/{name}/info", "The newest info of each object"),
         ("devices/{name}/metrics", "The newest metrics"),
@@ -134,14 +135,77 @@ fn name() -> Value {
     json!({ "name": "name", "in": "path", "required": true, "schema": { "type": "string" } })
 }
 
+fn watch_line_schema() -> Value {
+    json!({
+        "type": "object",
+        "description": "One line of a watch. ADDED, MODIFIED, DELETED (of an object: metadata only), BOOKMARK (everything up to \
+            this version was said), ERROR (the object is a Problem; the watch ends).",
+        "required": ["type", "object"],
+        "properties": {
+            "type": { "enum": ["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"] },
+            "object": { "type": "object" },
+            "resourceVersion": { "type": "string", "description": "where a later watch goes on" },
+        },
+    })
+}
+
+fn query(name: &str, schema: &str, description: &str) -> Value {
+    json!({ "name": name, "in": "query", "schema": { "type": schema }, "description": description })
+}
+
+fn watch_parameters() -> [Value; 2] {
+    [
+        query("watch", "boolean", "changes as they come, one JSON document a line, instead of what is there"),
+        query(
+            "resourceVersion",
+            "string",
+            "of a watch: where it goes on; left out: what is there comes first. 410 when it is too old: list again",
+        ),
+    ]
+}
+
+/// What is there, or a watch.
+fn read_answers(schema: Value) -> Value {
+    json!({
+        "200": { "description": "ok", "content": {
+            "application/json": { "schema": schema },
+            "application/jsonl": { "schema": { "$ref": "#/components/schemas/WatchLine" } },
+        } },
+        "default": problem(),
+    })
+}
+
+fn list_schema(item: Value) -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "metadata": { "type": "object", "properties": { "resourceVersion": { "type": "string" } } },
+            "items": { "type": "array", "items": item },
+        },
+    })
+}
+
+fn events_operation() -> Value {
+    let mut parameters = vec![
+        query("object", "string", "only of this object, KIND/NAME"),
+        query("after", "integer", "only with a higher sequence number"),
+    ];
+    parameters.extend(watch_parameters());
+    json!({ "parameters": [project()], "get": {
+        "summary": "What happened",
+        "operationId": "listEvent",
+        "parameters": parameters,
+        "responses": read_answers(list_schema(json!({ "type": "object" }))),
+    }})
+}
+
 fn list_operation(kind: Kind) -> Value {
+    let mut parameters = vec![query("labelSelector", "string", "key=value,key=value")];
+    parameters.extend(watch_parameters());
     json!({
         "operationId": format!("list{}", kind.name()),
-        "parameters": [{ "name": "labelSelector", "in": "query", "schema": { "type": "string" } }],
-        "responses": { "200": { "description": "ok", "content": { "application/json": { "schema": {
-            "type": "object",
-            "properties": { "items": { "type": "array", "items": { "$ref": format!("#/components/schemas/{}", kind.name()) } } },
-        } } } }, "default": problem() },
+        "parameters": parameters,
+        "responses": read_answers(list_schema(json!({ "$ref": format!("#/components/schemas/{}", kind.name()) }))),
     })
 }
 
@@ -150,7 +214,8 @@ fn one_operations(kind: Kind) -> Value {
         "description": "resourceVersion the object must have" });
     json!({
         "parameters": [project(), name()],
-        "get": { "operationId": format!("get{}", kind.name()), "responses": answers(kind.name(), "200") },
+        "get": { "operationId": format!("get{}", kind.name()), "parameters": watch_parameters(),
+            "responses": read_answers(json!({ "$ref": format!("#/components/schemas/{}", kind.name()) })) },
         "put": { "operationId": format!("put{}", kind.name()), "parameters": [version.clone()],
             "requestBody": { "required": true, "content": json_of(kind.name()) },
             "responses": answers(kind.name(), "200") },

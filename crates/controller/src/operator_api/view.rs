@@ -31,7 +31,7 @@ use crate::observed::{DeviceView, Latest, Record, StreamName};
 use crate::state::{Controller, now_ms};
 
 /// A device that was not heard for this long is shown as not connected: two held polls and a pause.
-const SILENCE_MS: i64 = 120_000;
+pub(crate) const SILENCE_MS: i64 = 120_000;
 /// Log lines in one answer.
 const MAX_LOG_LINES: usize = 5000;
 
