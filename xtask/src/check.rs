@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What can be said of the sources without running them.
 
+mod specification;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -64,6 +66,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     directions(&mut problems)?;
     step("service manifests");
     manifests(args, &mut problems)?;
+    step("promises");
+    specification::check(&mut problems)?;
     if !problems.is_empty() {
         bail!("{} problems:\n  {}", problems.len(), problems.join("\n  "));
     }

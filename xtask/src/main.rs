@@ -52,12 +52,23 @@ fn workspace() -> anyhow::Result<PathBuf> {
     Ok(here.parent().context("xtask lies in the workspace")?.to_owned())
 }
 
-/// Cargo, in the workspace.
+/// Cargo, in the workspace, as if it were called from a shell: without what the cargo that runs us says of us. Build
+/// scripts that look at those variables (ring's does) would run again, and all that depends on them be built again, each time the
+/// caller changes.
 fn cargo() -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace()?);
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if ABOUT_US.iter().any(|about| text.starts_with(about)) {
+            command.env_remove(&name);
+        }
+    }
     Ok(command)
 }
+
+/// Beginnings of the variables by which `cargo run` tells a program of its package.
+const ABOUT_US: &[&str] = &["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
 
 /// Git, in the workspace.
 fn git() -> anyhow::Result<Command> {
