@@ -30,7 +30,7 @@ pub(crate) struct Connection {
     /// Controller, https://host:port; default: the one of the data directory
     #[arg(long, global = true, env = "SELVEDGE_SERVER", value_name = "URL")]
     pub(crate) server: Option<String>,
-    /// Admin token
+    /// Token; default: the admin token of the data directory
     #[arg(long, global = true, env = "SELVEDGE_TOKEN", hide_env_values = true)]
     pub(crate) token: Option<String>,
     /// Root certificate of the controller (PEM)
@@ -63,6 +63,16 @@ pub(crate) enum Command {
     /// Log lines of an app or of a device's own services
     #[command(alias = "app-log")]
     Logs(LogsArgs),
+    /// Tokens of operators, machines and scrapers
+    #[command(subcommand)]
+    Token(crate::access::TokenCommand),
+    /// Who changed what
+    #[command(subcommand)]
+    Audit(crate::access::AuditCommand),
+    /// Write everything that cannot be made anew to one file, while the controller runs
+    Backup(crate::backup::BackupArgs),
+    /// Bring a backup back into a data directory, with no controller running on it
+    Restore(crate::backup::RestoreArgs),
     /// Wait until a condition is true; exit code 2 when it is not in time
     Wait(WaitArgs),
 }
@@ -84,6 +94,15 @@ pub(crate) struct ServeArgs {
     /// Connections at once; a node with a held answer keeps one
     #[arg(long, default_value_t = 20_000)]
     pub(crate) max_connections: usize,
+    /// Collector of OpenTelemetry to send figures and logs to (OTLP over HTTP), e.g. http://host:4318
+    #[arg(long, value_name = "URL")]
+    pub(crate) otlp: Option<String>,
+    /// Certificates to trust the collector by (PEM); default: the system's
+    #[arg(long, value_name = "FILE", requires = "otlp")]
+    pub(crate) otlp_ca: Option<PathBuf>,
+    /// Serve /metrics here too, over plain HTTP and without a token: for a network where only the scraper is
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) metrics_listen: Option<SocketAddr>,
 }
 
 #[derive(Debug, Subcommand)]

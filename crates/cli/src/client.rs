@@ -114,10 +114,42 @@ impl Client {
         self.read(answer)
     }
 
+    pub(crate) fn delete(&self, path: &str) -> anyhow::Result<Value> {
+        let url = format!("{}/{path}", self.base);
+        let answer = self.agent.delete(&url).header("Authorization", format!("Bearer {}", self.token)).call();
+        self.read(answer)
+    }
+
+    /// The body of an answer that goes on, for at most `life`.
+    pub(crate) fn stream(
+        &self,
+        path: &str,
+        life: Duration,
+    ) -> anyhow::Result<impl std::io::Read + Send + 'static> {
+        let url = format!("{}/{path}", self.base);
+        let answer = self
+            .agent
+            .get(&url)
+            .config()
+            .timeout_global(None)
+            .timeout_recv_response(Some(TIMEOUT))
+            .timeout_recv_body(Some(life))
+            .build()
+            .header("Authorization", format!("Bearer {}", self.token))
+            .call();
+        match answer {
+            Ok(answer) if answer.status().is_success() => Ok(answer.into_body().into_reader()),
+            other => Err(self.read(other).err().unwrap_or_else(|| anyhow!("the controller gave no stream"))),
+        }
+    }
+
     fn read(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> anyhow::Result<Value> {
         let mut answer = answer.with_context(|| format!("cannot reach the controller at {}", self.base))?;
         let text = answer.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_string()?;
         if answer.status().is_success() {
+            if text.is_empty() {
+                return Ok(Value::Null);
+            }
             return serde_json::from_str(&text).context("the controller's answer is no JSON");
         }
         match serde_json::from_str::<Problem>(&text) {

@@ -7,11 +7,14 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod access;
 mod args;
+mod backup;
 mod change;
 mod client;
 mod documents;
 mod node;
+mod otlp;
 mod output;
 mod read;
 mod serve;
@@ -58,11 +61,13 @@ pub fn main() -> ExitCode {
 fn run(args: Args) -> anyhow::Result<u8> {
     let command = match args.command {
         Command::Serve(options) => return serve::serve(&args.connection, options),
+        Command::Restore(restore) => return backup::restore(&args.connection, &restore),
         other => other,
     };
     let client = Client::connect(&args.connection)?;
     match command {
-        Command::Serve(_) => Ok(DONE),
+        Command::Serve(_) | Command::Restore(_) => Ok(DONE),
+        Command::Backup(args) => backup::backup(&client, &args),
         Command::Node(node) => node::run(&client, node),
         Command::Plan(plan) => change::plan(&client, &plan),
         Command::Apply(apply) => change::apply(&client, &apply),
@@ -72,6 +77,8 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::Describe(describe) => read::describe(&client, &describe),
         Command::Events(events) => read::events(&client, &events),
         Command::Logs(logs) => read::logs(&client, &logs),
+        Command::Token(token) => access::token(&client, &token),
+        Command::Audit(audit) => access::audit(&client, &audit),
         Command::Wait(wait) => read::wait(&client, &wait),
     }
 }

@@ -6,10 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use controller::Options;
+use controller::telemetry::otlp::{LogQueue, Target};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::DONE;
 use crate::args::{Connection, ServeArgs};
+use crate::otlp::Export;
 
 /// Reads `35s`, `500ms`, `2m` or plain seconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
@@ -25,12 +29,13 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 
 pub(crate) fn serve(connection: &Connection, args: ServeArgs) -> anyhow::Result<u8> {
     let filter = EnvFilter::try_from_env("SELVEDGE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let otlp = args.otlp.map(|url| (Target { url, ca: args.otlp_ca }, LogQueue::default()));
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+        .with_target(false);
+    let export = otlp.as_ref().map(|(_, queue)| Export(queue.clone()));
+    tracing_subscriber::registry().with(filter).with(lines).with(export).init();
     let data = std::path::absolute(&connection.data).context("the data directory has no absolute path")?;
     let options = Options {
         data: data.clone(),
@@ -39,6 +44,8 @@ pub(crate) fn serve(connection: &Connection, args: ServeArgs) -> anyhow::Result<
         hold: args.hold,
         names: args.names,
         max_connections: args.max_connections,
+        otlp,
+        open_metrics: args.metrics_listen,
     };
     if options.advertise.as_ref().is_some_and(|text| !is_host_port(text)) {
         return Err(anyhow!("--advertise wants host:port"));

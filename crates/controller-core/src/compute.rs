@@ -122,6 +122,11 @@ pub fn app_id(app: Uuid, device: DeviceId) -> AppId {
     AppId(wire_id(app, device, "app"))
 }
 
+/// The id of an app's root volume on a device.
+pub fn root_volume_id(app: Uuid, device: DeviceId) -> VolumeId {
+    VolumeId(wire_id(app, device, "root"))
+}
+
 /// The id of a network on a device.
 pub fn network_id(network: Uuid, device: DeviceId) -> NetworkInstanceId {
     NetworkInstanceId(wire_id(network, device, "network"))
@@ -246,7 +251,7 @@ impl<'a> Builder<'a> {
 
         let id = app_id(app.uid, self.id);
         let tree = ContentTreeId(wire_id(app.uid, self.id, "content"));
-        let key = VolumeKey { id: VolumeId(wire_id(app.uid, self.id, "root")), generation: entry.generation };
+        let key = VolumeKey { id: root_volume_id(app.uid, self.id), generation: entry.generation };
         config.content_trees.push(ContentTree {
             id: tree,
             name: format!("{} image", app.name),

@@ -5,6 +5,7 @@
 //! those depend on what it was told before. An app's entry stays while the App object exists, also when the device is
 //! no longer chosen: the device may have been offline in between.
 
+use alloc::borrow::ToOwned as _;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 
@@ -25,12 +26,26 @@ pub struct Ledger {
     pub version: u64,
     /// Digest of the last config without these two, in hex.
     pub digest: String,
+    /// Hash of the last config as it was published.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hash: String,
     pub apps: BTreeMap<Uuid, AppLedger>,
+    /// It comes from a backup: the device may have been told of later numbers. See [`Ledger::settle`].
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub is_restored: bool,
 }
 
 impl Default for Ledger {
     fn default() -> Self {
-        Ledger { format: FORMAT, timestamp_ms: 0, version: 0, digest: String::new(), apps: BTreeMap::new() }
+        Ledger {
+            format: FORMAT,
+            timestamp_ms: 0,
+            version: 0,
+            digest: String::new(),
+            hash: String::new(),
+            apps: BTreeMap::new(),
+            is_restored: false,
+        }
     }
 }
 
@@ -67,7 +82,58 @@ impl AppLedger {
     }
 }
 
+/// What a device shows of an app when its ledger was restored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// It runs by the very order that the ledger knows.
+    pub is_as_ordered: bool,
+    /// Highest generation of a root volume it has reported.
+    pub generation: Option<u64>,
+}
+
+/// How far a counter is raised when it is not known how far the device got: more than anybody counts by hand between a
+/// backup and its restore.
+const RESTORED_STRIDE: u32 = 1000;
+
 impl Ledger {
+    /// Ends the doubt after a restore. `is_known`: the device has the very config that the ledger was made with, so nothing
+    /// was lost. Else each app that is not shown to be as ordered gets counters that no device has seen: of restarts always,
+    /// since the app starts anew in any case; of its volume only when a later one was reported, since what an app wrote is
+    /// not given up on a suspicion.
+    pub fn settle(&mut self, is_known: bool, shown: impl Fn(Uuid) -> Shown) {
+        self.is_restored = false;
+        if is_known {
+            return;
+        }
+        for (uid, app) in &mut self.apps {
+            let shown = shown(*uid);
+            if shown.is_as_ordered {
+                continue;
+            }
+            app.restart = app.restart.wrapping_add(RESTORED_STRIDE);
+            if let Some(later) = shown.generation.filter(|generation| *generation > app.generation) {
+                let raise = later + 1 - app.generation;
+                app.generation += raise;
+                app.purge = app.purge.wrapping_add(u32::try_from(raise).unwrap_or(RESTORED_STRIDE));
+            }
+        }
+    }
+
+    /// Remembers what is published. In doubt after a restore the hash of before stays: it is what the device is asked for.
+    pub fn publish(&mut self, hash: &str) {
+        if !self.is_restored {
+            hash.clone_into(&mut self.hash);
+        }
+    }
+
+    /// The device has processed a config of this time: the next one must be later, and is a new one.
+    pub fn overtake(&mut self, processed_ms: i64) {
+        if processed_ms > self.timestamp_ms {
+            self.timestamp_ms = processed_ms;
+            self.digest.clear();
+        }
+    }
+
     /// Takes in the digest of the config as it is now; a new one gets a later time and the next version.
     pub fn advance(&mut self, digest: String, now_ms: i64) {
         if self.digest != digest {
@@ -91,6 +157,42 @@ mod tests {
         assert_eq!((ledger.timestamp_ms, ledger.version), (5000, 1));
         ledger.advance("b".into(), 100);
         assert_eq!((ledger.timestamp_ms, ledger.version), (5001, 2));
+    }
+
+    #[test]
+    fn a_restored_ledger_never_goes_back_and_gives_up_no_volume_on_a_suspicion() {
+        let app = |generation| AppLedger { restart: 3, purge: 2, generation, ..AppLedger::default() };
+        let (same, unseen, later) = (Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3));
+        let restored = Ledger {
+            apps: [(same, app(1)), (unseen, app(1)), (later, app(1))].into(),
+            is_restored: true,
+            ..Ledger::default()
+        };
+        let shown = |uid: Uuid| Shown { is_as_ordered: uid == same, generation: (uid == later).then_some(5) };
+        let mut known = restored.clone();
+        known.settle(true, shown);
+        assert_eq!((known.is_restored, &known.apps), (false, &restored.apps));
+        let mut ledger = restored;
+        ledger.settle(false, shown);
+        let counters = |uid| {
+            let app = &ledger.apps[&uid];
+            (app.restart, app.purge, app.generation)
+        };
+        assert_eq!(counters(same), (3, 2, 1));
+        assert_eq!(counters(unseen), (1003, 2, 1));
+        assert_eq!(counters(later), (1003, 7, 6));
+    }
+
+    #[test]
+    fn a_device_that_is_ahead_gets_a_later_config() {
+        let mut ledger = Ledger::default();
+        ledger.advance("a".into(), 5000);
+        ledger.overtake(4000);
+        ledger.advance("a".into(), 6000);
+        assert_eq!(ledger.timestamp_ms, 5000);
+        ledger.overtake(9000);
+        ledger.advance("a".into(), 6000);
+        assert_eq!((ledger.timestamp_ms, ledger.version), (9001, 2));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 extern crate alloc;
 
+pub mod affected;
 pub mod attest;
 pub mod compute;
 pub mod flatten;

@@ -4,12 +4,13 @@
 //! A plan's hash covers the change of every object with the version it was computed from, and the change of every
 //! device's config. An apply that names a hash is refused when its own plan has another one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use controller_core::compute::Computed;
+use controller_core::affected::Affected;
 use controller_core::flatten::{digest, flatten};
 use controller_core::intent::Intent;
+use controller_core::ledger::Ledger;
 use controller_core::plan::{FieldChange, ObjectChange, Op, diff};
 use controller_core::resource::Kind;
 use controller_core::validate::{Problem, problems};
@@ -17,16 +18,22 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::access::Caller;
+use crate::audit::Entry;
 use crate::node::{ConfigState, Published, lock};
 use crate::objects::{DocumentError, Sent, Stored};
+use crate::observed::Event;
 use crate::state::{
-    Controller, OnboardingKey, Project, StateError, incarnation_key, ledger_key, node_key, object_key,
-    onboarding_key, to_bytes,
+    Changing, Controller, OnboardingKey, Project, Rendered, StateError, incarnation_key, ledger_key,
+    node_key, object_key, onboarding_key, to_bytes,
 };
 use crate::store::Txn;
 
 /// Objects in one change.
 pub(crate) const MAX_OBJECTS: usize = 10_000;
+
+/// Devices whose changes are told to the field; of more, the changed objects are named.
+const MAX_DETAILED: usize = 100;
 
 /// Plans remembered, so that they can be applied by their hash alone.
 const MAX_PLANNED: usize = 32;
@@ -87,6 +94,9 @@ pub struct DeviceChange {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_deleted: bool,
     pub changes: Vec<ObjectChange>,
+    /// The plan is long: fields of this device's changes are left out. The hash covers them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_shortened: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -120,15 +130,23 @@ struct Prepared {
     intent: Intent,
     puts: Vec<Stored>,
     deletes: Vec<(Kind, String, Uuid)>,
-    /// Configs that differ from what is published, with their rendered answer.
-    configs: Vec<(Uuid, Computed, Published)>,
+    /// Configs that differ from what is published; none when only a plan is wanted.
+    configs: Vec<(Uuid, Ledger, Rendered)>,
+}
+
+/// What a plan is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// To be read.
+    Plan,
+    /// To be carried out.
+    Apply,
 }
 
 impl Controller {
     /// What a change would do. Blocks.
     pub fn plan(&self, change: &Change) -> Result<Plan, ChangeError> {
-        let plan =
-            self.with_project(|project| self.prepare(project, change).map(|prepared| prepared.plan))?;
+        let plan = self.prepare(&self.snapshot(), change, Purpose::Plan)?.plan;
         let mut planned = lock(&self.planned);
         planned.retain(|(hash, _)| *hash != plan.hash);
         planned.push_back((plan.hash.clone(), change.clone()));
@@ -144,21 +162,25 @@ impl Controller {
     }
 
     /// Does a change. Blocks.
-    pub fn apply(&self, change: &Change, expected: Option<&str>) -> Result<Plan, ChangeError> {
-        self.with_project(|project| {
-            let prepared = self.prepare(project, change)?;
-            if expected.is_some_and(|hash| hash != prepared.plan.hash) {
-                return Err(ChangeError::Stale(Box::new(prepared.plan)));
-            }
-            self.carry_out(project, prepared)
-        })
+    pub fn apply(
+        &self,
+        caller: &Caller,
+        change: &Change,
+        expected: Option<&str>,
+    ) -> Result<Plan, ChangeError> {
+        let changing = self.changing();
+        let prepared = self.prepare(&self.snapshot(), change, Purpose::Apply)?;
+        if expected.is_some_and(|hash| hash != prepared.plan.hash) {
+            return Err(ChangeError::Stale(Box::new(prepared.plan)));
+        }
+        self.carry_out(&changing, caller, prepared)
     }
 
-    fn prepare(&self, project: &Project, change: &Change) -> Result<Prepared, ChangeError> {
+    fn prepare(&self, project: &Project, change: &Change, purpose: Purpose) -> Result<Prepared, ChangeError> {
         if change.puts.len() + change.deletes.len() > MAX_OBJECTS {
             return Err(ChangeError::TooMany);
         }
-        let mut intent = project.intent.clone();
+        let mut intent = Intent::clone(&project.intent);
         let mut out = Prepared {
             plan: Plan::default(),
             intent: Intent::default(),
@@ -201,9 +223,8 @@ impl Controller {
         if !problems.is_empty() {
             return Err(ChangeError::Unsound(problems));
         }
-        self.device_changes(project, &intent, &mut out)?;
+        self.device_changes(project, &intent, purpose, &mut out)?;
         out.plan.warnings = warnings(&intent, &out.puts);
-        out.plan.hash = digest(&(&out.plan.objects, &out.plan.devices));
         out.intent = intent;
         Ok(out)
     }
@@ -258,34 +279,69 @@ impl Controller {
         }
     }
 
+    /// Fills in the changes of devices, and the hash of the plan.
     fn device_changes(
         &self,
         project: &Project,
         intent: &Intent,
+        purpose: Purpose,
         out: &mut Prepared,
     ) -> Result<(), ChangeError> {
+        let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+        hash.update(digest(&out.plan.objects).as_bytes());
         let names: BTreeSet<&String> = project.intent.devices.keys().chain(intent.devices.keys()).collect();
+        let changed = out.plan.objects.iter().map(|change| (change.kind, change.name.as_str()));
+        let affected = Affected::by(changed);
         for name in names {
-            let old = self.compute(&project.intent, &project.ledgers, name);
-            let new = self.compute(intent, &project.ledgers, name);
-            let id = intent.devices.get(name).or_else(|| project.intent.devices.get(name)).map(|o| o.uid);
-            let Some(id) = id else { continue };
-            let changes = diff(old.as_ref().map(|c| &c.config), new.as_ref().map(|c| &c.config));
-            if changes.is_empty() {
+            if !affected.includes(name, &[&project.intent, intent]) {
                 continue;
             }
-            let is_deleted = new.is_none();
-            if let Some(new) = new {
-                let published = self.render(name, &new)?;
-                out.configs.push((id, new, published));
+            let Some(id) =
+                intent.devices.get(name).or_else(|| project.intent.devices.get(name)).map(|o| o.uid)
+            else {
+                continue;
+            };
+            let new = self.compute(intent, &project.ledgers, name);
+            let last = project.ledgers.get(&id).map(|ledger| &ledger.digest);
+            if new.as_ref().is_some_and(|new| Some(&new.ledger.digest) == last) {
+                continue;
             }
-            out.plan.devices.push(DeviceChange { name: name.clone(), id, is_deleted, changes });
+            let old = self.compute(&project.intent, &project.ledgers, name);
+            let digests = [&old, &new].map(|c| c.as_ref().map_or("", |c| c.ledger.digest.as_str()));
+            if digests[0] == digests[1] {
+                continue;
+            }
+            let is_shortened = out.plan.devices.len() >= MAX_DETAILED;
+            let mut changes = diff(old.as_ref().map(|c| &c.config), new.as_ref().map(|c| &c.config));
+            if is_shortened {
+                changes.iter_mut().for_each(|change| change.fields = Vec::new());
+            }
+            // The digests cover both configs to the last field.
+            hash.update(digest(&(name, id, digests)).as_bytes());
+            let is_deleted = new.is_none();
+            if let Some(mut new) = new {
+                // What would crash devices is refused in a plan already.
+                let rendered = self.render(name, &new)?;
+                if purpose == Purpose::Apply {
+                    new.ledger.publish(&rendered.hash);
+                    out.configs.push((id, new.ledger, rendered));
+                }
+            }
+            let name = name.clone();
+            out.plan.devices.push(DeviceChange { name, id, is_deleted, changes, is_shortened });
         }
+        out.plan.hash = hex::encode(hash.finish());
         Ok(())
     }
 
-    fn carry_out(&self, project: &mut Project, prepared: Prepared) -> Result<Plan, ChangeError> {
+    fn carry_out(
+        &self,
+        changing: &Changing<'_>,
+        caller: &Caller,
+        prepared: Prepared,
+    ) -> Result<Plan, ChangeError> {
         let Prepared { plan, intent, mut puts, deletes, configs } = prepared;
+        let incarnations = self.with_project(|project| project.incarnations.clone());
         let mut txn = Txn::default();
         for stored in &puts {
             let key = object_key(stored.kind(), &stored.name);
@@ -300,7 +356,7 @@ impl Controller {
         }
         for (kind, name, uid) in &deletes {
             txn.deletes.push(object_key(*kind, name));
-            let next = project.incarnations.get(&(*kind, name.clone())).copied().unwrap_or(0) + 1;
+            let next = incarnations.get(&(*kind, name.clone())).copied().unwrap_or(0) + 1;
             txn.puts.push((incarnation_key(*kind, name), to_bytes(&next)));
             match kind {
                 Kind::Device => txn.deletes.extend([node_key(*uid), ledger_key(*uid)]),
@@ -308,67 +364,58 @@ impl Controller {
                 _ => {}
             }
         }
-        for (id, computed, _) in &configs {
-            txn.puts.push((ledger_key(*id), to_bytes(&computed.ledger)));
+        drop(incarnations);
+        for (id, ledger, _) in &configs {
+            txn.puts.push((ledger_key(*id), to_bytes(ledger)));
         }
         if txn == Txn::default() {
             return Ok(plan);
         }
-        let revision = self.commit(&txn)?;
+        let sign = |(id, ledger, rendered)| Ok((id, ledger, Arc::new(self.sign(rendered)?)));
+        let configs: Vec<(Uuid, Ledger, Arc<Published>)> =
+            configs.into_iter().map(sign).collect::<Result<_, StateError>>()?;
+        let revision = self.audit.commit(txn, Entry::of_plan(caller, &plan))?;
         let is_token =
             puts.iter().map(Stored::kind).chain(deletes.iter().map(|d| d.0)).any(|k| k == Kind::JoinToken);
-        for stored in &mut puts {
-            stored.revision = revision;
-            let before = project.stored.get(&(stored.kind(), stored.name.clone()));
-            let (kind, uid, name) = (stored.kind(), stored.uid, &*stored.name);
-            match before.map(|before| before.labels == stored.labels) {
-                None => self.feed.added(kind, uid, name),
-                Some(true) => self.feed.modified(kind, uid, name),
-                Some(false) => self.feed.relabelled(kind, uid, name),
+        let ledgers: Vec<(Uuid, Ledger)> =
+            configs.iter().map(|(id, ledger, _)| (*id, ledger.clone())).collect();
+        changing.project(|project| {
+            let all = Arc::make_mut(&mut project.stored);
+            for stored in &mut puts {
+                stored.revision = revision;
+                let before = all.insert((stored.kind(), stored.name.clone()), stored.clone());
+                let (kind, uid, name) = (stored.kind(), stored.uid, &*stored.name);
+                match before.map(|before| before.labels == stored.labels) {
+                    None => self.feed.added(kind, uid, name),
+                    Some(true) => self.feed.modified(kind, uid, name),
+                    Some(false) => self.feed.relabelled(kind, uid, name),
+                }
             }
-            project.stored.insert((stored.kind(), stored.name.clone()), stored.clone());
+            for (kind, name, uid) in &deletes {
+                if let Some(old) = all.remove(&(*kind, name.clone())) {
+                    self.feed.deleted(*kind, *uid, name, &old.labels);
+                }
+                *Arc::make_mut(&mut project.incarnations).entry((*kind, name.clone())).or_default() += 1;
+            }
+            let all = Arc::make_mut(&mut project.ledgers);
+            all.extend(ledgers);
+            for (_, _, uid) in deletes.iter().filter(|(kind, _, _)| *kind == Kind::Device) {
+                all.remove(uid);
+            }
+            project.intent = Arc::new(intent);
+            self.index_devices(project);
+            self.touch_status(project, &plan);
+        });
+        for (_, _, uid) in deletes.iter().filter(|(kind, _, _)| *kind == Kind::Device) {
+            self.remove_node(*uid);
         }
-        for (kind, name, uid) in &deletes {
-            if let Some(old) = project.stored.remove(&(*kind, name.clone())) {
-                self.feed.deleted(*kind, *uid, name, &old.labels);
-            }
-            *project.incarnations.entry((*kind, name.clone())).or_default() += 1;
-            if *kind == Kind::Device {
-                project.ledgers.remove(uid);
-                self.remove_node(*uid);
-            }
-        }
-        project.intent = intent;
-        self.index_devices(project);
-        self.touch_status(project, &plan);
         if is_token {
-            self.reload_onboarding(&project.intent)?;
+            self.reload_onboarding(&self.snapshot().intent)?;
         }
-        for (id, computed, published) in configs {
-            project.ledgers.insert(id, computed.ledger);
-            self.publish(id, Arc::new(published));
+        for (id, _, published) in configs {
+            self.publish(id, published);
         }
-        let now_ms = crate::state::now_ms();
-        for change in &plan.objects {
-            let reason = match change.op {
-                Op::Add => "Created",
-                Op::Change => "Changed",
-                Op::Remove => "Deleted",
-            };
-            let object = format!("{}/{}", change.kind.singular(), change.name);
-            self.observed.event(now_ms, object, reason, fields_changed(change.fields.len()));
-        }
-        for device in plan.devices.iter().filter(|device| !device.is_deleted) {
-            let count: BTreeMap<Op, usize> =
-                device.changes.iter().fold(BTreeMap::new(), |mut map, change| {
-                    *map.entry(change.op).or_default() += 1;
-                    map
-                });
-            let of = |op| count.get(&op).copied().unwrap_or(0);
-            let message =
-                format!("{} added, {} changed, {} removed", of(Op::Add), of(Op::Change), of(Op::Remove));
-            self.observed.event(now_ms, format!("device/{}", device.name), "ConfigPublished", message);
-        }
+        self.observed.enter_events(events(&plan));
         Ok(plan)
     }
 
@@ -424,6 +471,36 @@ fn warnings(intent: &Intent, puts: &[Stored]) -> Vec<String> {
         }
     }
     out
+}
+
+fn events(plan: &Plan) -> Vec<Event> {
+    let at_ms = crate::state::now_ms();
+    let event = |object: String, reason: &str, message: String| Event {
+        sequence: 0,
+        at_ms,
+        object,
+        reason: reason.into(),
+        message,
+    };
+    let objects = plan.objects.iter().map(|change| {
+        let reason = match change.op {
+            Op::Add => "Created",
+            Op::Change => "Changed",
+            Op::Remove => "Deleted",
+        };
+        event(
+            format!("{}/{}", change.kind.singular(), change.name),
+            reason,
+            fields_changed(change.fields.len()),
+        )
+    });
+    let devices = plan.devices.iter().filter(|device| !device.is_deleted).map(|device| {
+        let of = |op| device.changes.iter().filter(|change| change.op == op).count();
+        let message =
+            format!("{} added, {} changed, {} removed", of(Op::Add), of(Op::Change), of(Op::Remove));
+        event(format!("device/{}", device.name), "ConfigPublished", message)
+    });
+    objects.chain(devices).collect()
 }
 
 fn fields_changed(count: usize) -> String {

@@ -90,6 +90,7 @@ pub struct Feed {
     touched: Mutex<BTreeSet<(Kind, Uuid)>>,
     wake: Notify,
     slots: Arc<Semaphore>,
+    max_watchers: usize,
 }
 
 impl Feed {
@@ -112,6 +113,7 @@ impl Feed {
             touched: Mutex::default(),
             wake: Notify::new(),
             slots: Arc::new(Semaphore::new(max_watchers)),
+            max_watchers,
         }
     }
 
@@ -187,6 +189,11 @@ impl Feed {
     /// The right to watch, as long as it is kept; `None` when too many do.
     pub(crate) fn slot(&self) -> Option<OwnedSemaphorePermit> {
         self.slots.clone().try_acquire_owned().ok()
+    }
+
+    /// Watches that are open.
+    pub(crate) fn watchers(&self) -> usize {
+        self.max_watchers - self.slots.available_permits()
     }
 
     /// The status of an object may be another now.

@@ -27,6 +27,33 @@ pub(crate) fn private_dir(path: &Path) -> Result<(), FileError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(error("make directory", path))
 }
 
+/// File in a data directory that its one user keeps locked.
+pub(crate) const LOCK: &str = "lock";
+
+/// The right to use a data directory, as long as it is kept.
+#[derive(Debug)]
+pub(crate) struct DirLock {
+    _file: File,
+}
+
+/// Takes the lock of a data directory; `None` when somebody has it. It goes with the process, however that ends.
+pub(crate) fn lock_dir(dir: &Path) -> Result<Option<DirLock>, FileError> {
+    use rustix::fs::{FlockOperation, flock};
+    let path = dir.join(LOCK);
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(error("open", &path))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(DirLock { _file: file })),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(errno) => Err(error("lock", &path)(errno.into())),
+    }
+}
+
 /// The content of a file; `None` when there is none.
 pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     match fs::read(path) {

@@ -11,12 +11,16 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod access;
+mod audit;
+pub mod backup;
 mod ca;
 mod change;
 mod device_api;
 mod feed;
 mod files;
 mod node;
+mod notify;
 mod objects;
 mod observed;
 pub mod operator_api;
@@ -24,8 +28,10 @@ pub mod registry;
 mod seal;
 mod serve;
 mod server;
+mod settle;
 mod state;
 mod store;
+pub mod telemetry;
 #[cfg(test)]
 mod tests;
 

@@ -2,15 +2,17 @@
 //! A registered node: what is stored of it, and what is kept in memory while the controller runs.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use controller_core::attest::AttestRecord;
 use controller_core::resource::Attestation;
 use eve_api::certs::PublicKey;
-use model::config::DeviceConfig;
+use model::config::{AppInstance, DeviceConfig};
+use model::id::AppId;
 use model::secret::CipherBlock;
+use model::time::WallTime;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
@@ -52,7 +54,32 @@ pub struct Published {
     pub hash: String,
     /// The signed answer.
     pub body: Bytes,
-    pub config: Arc<DeviceConfig>,
+    pub config: Ordered,
+}
+
+/// What is kept of a published config to compare reports with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ordered {
+    pub version: String,
+    pub timestamp: Option<WallTime>,
+    pub apps: Vec<OrderedApp>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrderedApp {
+    pub id: AppId,
+    pub version: String,
+}
+
+impl Ordered {
+    pub fn of(config: &DeviceConfig) -> Ordered {
+        let app = |app: &AppInstance| OrderedApp { id: app.id, version: app.version.clone() };
+        Ordered {
+            version: config.version.clone(),
+            timestamp: config.timestamp,
+            apps: config.apps.iter().map(app).collect(),
+        }
+    }
 }
 
 /// What `/config` waits for.
@@ -86,6 +113,8 @@ pub struct Node {
     pub certs_published: Notify,
     pub config: watch::Sender<ConfigState>,
     last_seen_ms: AtomicI64,
+    /// Its ledger comes from a backup and the node has not been asked yet what it has.
+    is_restored: AtomicBool,
 }
 
 /// A lock whose holder panicked still holds consistent data here: every write is one assignment.
@@ -110,6 +139,7 @@ impl Node {
             certs_published: Notify::new(),
             config: watch::channel(ConfigState::Unknown).0,
             last_seen_ms: AtomicI64::new(0),
+            is_restored: AtomicBool::new(false),
         })
     }
 
@@ -141,6 +171,14 @@ impl Node {
     /// Gives when it was seen before.
     pub fn seen(&self, now_ms: i64) -> i64 {
         self.last_seen_ms.swap(now_ms, Ordering::Relaxed)
+    }
+
+    pub fn is_restored(&self) -> bool {
+        self.is_restored.load(Ordering::Relaxed)
+    }
+
+    pub fn set_restored(&self, is_restored: bool) {
+        self.is_restored.store(is_restored, Ordering::Relaxed);
     }
 
     /// 0: not since the start.

@@ -15,14 +15,18 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
 use crate::files;
+use crate::notify::Systemd;
 use crate::operator_api::{self, RegistryUsers};
 use crate::registry::{self, Registry};
 use crate::server::{self, TlsCert};
 use crate::state::{Controller, Settings, StateError};
 use crate::store::{SqliteStore, StoreError};
+use crate::telemetry::otlp;
 
 /// How often certificates are looked at and given up uploads dropped.
 const CHORES: Duration = Duration::from_secs(600);
+/// How often it is written down when devices were heard: after any end it is known to this.
+const HEARTBEATS: Duration = Duration::from_secs(2);
 /// Time for requests to end after the signal to stop.
 const STOP_TIME: Duration = Duration::from_secs(2);
 
@@ -38,6 +42,10 @@ pub struct Options {
     /// More names and addresses for the TLS certificate.
     pub names: Vec<String>,
     pub max_connections: usize,
+    /// Collector to send figures and logs to, and the queue its logs come through.
+    pub otlp: Option<(otlp::Target, otlp::LogQueue)>,
+    /// Where figures can be had without a token.
+    pub open_metrics: Option<SocketAddr>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -50,10 +58,16 @@ pub enum ServeError {
     State(#[from] StateError),
     #[error("registry")]
     Registry(#[from] registry::OpenError),
+    #[error(transparent)]
+    Otlp(#[from] otlp::OtlpError),
     #[error("TLS")]
     Tls(#[from] rustls::Error),
     #[error("listen on {0}")]
     Listen(SocketAddr, #[source] std::io::Error),
+    #[error("{} is in use by another controller: stop that one, or choose another directory with --data", .0.display())]
+    InUse(PathBuf),
+    #[error("a restore into {} was cut off: run it again", .0.display())]
+    HalfRestored(PathBuf),
     #[error("wait for signals")]
     Signal(#[source] std::io::Error),
 }
@@ -62,15 +76,20 @@ pub enum ServeError {
 pub async fn serve(options: Options, ready: impl FnOnce(SocketAddr, &str)) -> Result<(), ServeError> {
     raise_file_limit();
     files::private_dir(&options.data)?;
+    let _lock = files::lock_dir(&options.data)?.ok_or_else(|| ServeError::InUse(options.data.clone()))?;
+    if options.data.join(crate::backup::RESTORING).exists() {
+        return Err(ServeError::HalfRestored(options.data.clone()));
+    }
     let listener =
         server::listen(options.listen).map_err(|source| ServeError::Listen(options.listen, source))?;
     let address = listener.local_addr().map_err(|source| ServeError::Listen(options.listen, source))?;
     let advertise = options.advertise.clone().unwrap_or_else(|| default_advertise(address));
     let store = Arc::new(SqliteStore::open(&options.data.join("intent.db"))?);
-    let settings = Settings { advertise: advertise.clone(), hold: options.hold };
+    let exported_logs = options.otlp.as_ref().map(|(_, queue)| queue.clone());
+    let settings = Settings { advertise: advertise.clone(), hold: options.hold, exported_logs };
     let controller = Arc::new(Controller::open(&options.data, store, settings)?);
     let registry = Registry::open(options.data.join("registry"))?;
-    let registry = Arc::new(registry.with_authorize(Arc::new(RegistryUsers::new(&controller))));
+    let registry = Arc::new(registry.with_authorize(Arc::new(RegistryUsers::new(controller.clone()))));
 
     let names = tls_names(&options, address, &advertise);
     let cert = TlsCert::new(controller.ca.tls(&names).map_err(StateError::from)?);
@@ -80,19 +99,40 @@ pub async fn serve(options: Options, ready: impl FnOnce(SocketAddr, &str)) -> Re
         serde_json::json!({ "format": 1, "server": format!("https://{}", reached_from_here(address)) });
     files::write(&options.data.join("client.json"), client.to_string().as_bytes())?;
 
+    if let Some((target, queue)) = options.otlp.clone() {
+        otlp::start(&controller, &target, queue)?;
+    }
+    let open_metrics = options.open_metrics.map(|address| {
+        let controller = controller.clone();
+        tokio::spawn(async move {
+            if let Err(error) = operator_api::figures::serve_open(address, controller).await {
+                tracing::error!(%address, %error, "cannot serve figures");
+            }
+        })
+    });
+    let (beating, last) = (controller.clone(), controller.clone());
     let (stop, stopped) = watch::channel(false);
     let statuses = tokio::spawn(operator_api::follow_statuses(controller.clone()));
+    let heartbeats = tokio::spawn(save_heartbeats(controller.clone()));
     let chores = tokio::spawn(do_chores(controller.clone(), registry, cert, names));
     let server =
         tokio::spawn(server::serve(listener, tls, controller, router, options.max_connections, stopped));
     ready(address, &advertise);
+    let systemd = Arc::new(Systemd::from_environment());
+    systemd.ready(&format!("listens on {address}"));
+    let beats = tokio::spawn(systemd.clone().beat(beating));
     wait_for_signal().await.map_err(ServeError::Signal)?;
+    systemd.stopping();
     tracing::info!("stopping");
     stop.send_replace(true);
+    open_metrics.inspect(tokio::task::JoinHandle::abort);
+    beats.abort();
+    heartbeats.abort();
     chores.abort();
     statuses.abort();
     // Whether it ended in time or not, the process ends now.
     let _ = tokio::time::timeout(STOP_TIME, server).await;
+    let _ = tokio::task::spawn_blocking(move || last.save_heartbeats()).await;
     Ok(())
 }
 
@@ -114,6 +154,17 @@ async fn wait_for_signal() -> std::io::Result<()> {
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+/// Writes down when devices were heard, as long as the process runs.
+async fn save_heartbeats(controller: Arc<Controller>) {
+    loop {
+        tokio::time::sleep(HEARTBEATS).await;
+        let controller = controller.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || controller.save_heartbeats()).await {
+            tracing::error!(%error, "writing heartbeats ended in a panic");
+        }
+    }
 }
 
 /// Renews the TLS certificate and sweeps the registry.

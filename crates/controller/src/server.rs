@@ -8,6 +8,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ use tower::ServiceExt as _;
 
 use crate::device_api;
 use crate::state::Controller;
+use crate::telemetry::Api;
 
 /// Time for a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -45,6 +47,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const BACKLOG: u32 = 4096;
 /// Where the device API lives.
 const DEVICE_API: &str = "/api/v2/edgedevice";
+/// Where the registry lives.
+const REGISTRY_API: &str = "/v2";
 
 /// TLS 1.3, and of 1.2 the two suites that EVE offers and two more that common clients prefer.
 const SUITES: &[SupportedCipherSuite] = &[
@@ -93,6 +97,10 @@ pub(crate) fn tls_config(cert: Arc<TlsCert>) -> Result<Arc<ServerConfig>, rustls
     Ok(Arc::new(config))
 }
 
+/// Where a request came from, among its extensions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub SocketAddr);
+
 /// Opens the port.
 pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket =
@@ -123,10 +131,10 @@ pub(crate) async fn serve(
         };
         match accepted {
             None => return,
-            Some((slot, Ok((stream, _)))) => {
+            Some((slot, Ok((stream, peer)))) => {
                 let (acceptor, controller, router) = (acceptor.clone(), controller.clone(), router.clone());
                 tokio::spawn(async move {
-                    connection(stream, acceptor, controller, router).await;
+                    connection(stream, Peer(peer), acceptor, controller, router).await;
                     drop(slot);
                 });
             }
@@ -138,12 +146,20 @@ pub(crate) async fn serve(
     }
 }
 
-async fn connection(stream: TcpStream, acceptor: TlsAcceptor, controller: Arc<Controller>, router: Router) {
+async fn connection(
+    stream: TcpStream,
+    peer: Peer,
+    acceptor: TlsAcceptor,
+    controller: Arc<Controller>,
+    router: Router,
+) {
     set_up(&stream);
+    let _open = Open::count(&controller);
     let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await else {
         return;
     };
-    let service = service_fn(move |request| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
         let (controller, router) = (controller.clone(), router.clone());
         async move { Ok::<_, Infallible>(answer(&controller, router, request).await) }
     });
@@ -158,6 +174,22 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, controller: Arc<Co
     }
 }
 
+/// A connection that is counted as long as it is open.
+struct Open(Arc<Controller>);
+
+impl Open {
+    fn count(controller: &Arc<Controller>) -> Open {
+        controller.counters.connections.fetch_add(1, Ordering::Relaxed);
+        Open(controller.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.counters.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A failure here costs only speed, or patience with a client that is gone.
 fn set_up(stream: &TcpStream) {
     // Answers are small and complete; waiting to fill a segment only delays them.
@@ -169,11 +201,19 @@ fn set_up(stream: &TcpStream) {
 }
 
 async fn answer(controller: &Arc<Controller>, router: Router, request: Request<Incoming>) -> Response<Body> {
-    if request.uri().path().starts_with(DEVICE_API) {
-        return device_api::answer(controller, request).await;
-    }
-    match router.oneshot(request.map(Body::new)).await {
-        Ok(response) => response,
-        Err(never) => match never {},
-    }
+    let path = request.uri().path();
+    let api = match path {
+        path if path.starts_with(DEVICE_API) => Api::Device,
+        path if path.starts_with(REGISTRY_API) => Api::Registry,
+        _ => Api::Operator,
+    };
+    let response = match api {
+        Api::Device => device_api::answer(controller, request).await,
+        Api::Operator | Api::Registry => match router.oneshot(request.map(Body::new)).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        },
+    };
+    controller.counters.request(api, response.status().as_u16());
+    response
 }

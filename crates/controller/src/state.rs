@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The controller's state: intent in memory and in the store, registered nodes, published configs.
 //!
-//! One lock (`project`) serializes everything that changes intent or configs; it is held while the store commits, so what
-//! is published was stored first. Requests of devices do not take it, but for the first poll of a device after a start.
-//! Order of locks: project, then a node's record.
+//! One lock (`changing`) serializes everything that changes intent, ledgers or published configs; it is held while the
+//! store commits, so what is published was stored first. Those who look take `project` for a moment, and copy it when they
+//! need longer. Requests of devices take neither, but for the first poll of a device after a start.
+//! Order of locks: changing, project, a node's record.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use controller_core::compute::{Computed, Inputs, Seal, Site, compute};
@@ -18,17 +19,22 @@ use controller_core::resource::{DEFAULT_PROJECT, Kind, Spec};
 use eve_api::Message as _;
 use eve_api::certs::{PublicKey, Role};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+use crate::access::Tokens;
+use crate::audit::Audit;
 use crate::ca::{Ca, CaError};
 use crate::change::Change;
 use crate::feed::Feed;
 use crate::files::FileError;
-use crate::node::{CERT_ECDH, ConfigState, Node, NodeRecord, Published, lock};
+use crate::node::{CERT_ECDH, ConfigState, Node, NodeRecord, Ordered, Published, lock};
 use crate::objects::Stored;
-use crate::observed::Observed;
+use crate::observed::{Observed, read_heartbeats, write_heartbeats};
 use crate::seal::DeviceSeal;
 use crate::store::{Store, StoreError, Txn};
+use crate::telemetry::Counters;
+use crate::telemetry::otlp::LogQueue;
 
 /// Why something the state was asked for failed. All are this side's fault.
 #[derive(Debug, thiserror::Error)]
@@ -73,16 +79,61 @@ impl std::fmt::Debug for OnboardingKey {
     }
 }
 
-/// Objects and ledgers of the project.
-#[derive(Debug, Default)]
+/// Where the epoch is stored.
+pub(crate) const EPOCH_KEY: &str = "default/epoch";
+
+/// `controller_epoch`: another one makes devices send all their info again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Epoch {
+    format: u32,
+    pub epoch: i64,
+}
+
+impl Default for Epoch {
+    fn default() -> Epoch {
+        Epoch { format: 1, epoch: 1 }
+    }
+}
+
+impl Epoch {
+    /// One that no controller has used before, whatever was restored how often: the time in seconds.
+    pub(crate) fn raised(self, now_ms: i64) -> Epoch {
+        Epoch { epoch: (self.epoch + 1).max(now_ms.div_euclid(1000)), ..self }
+    }
+}
+
+/// Objects and ledgers of the project. A copy is cheap: what is in it is shared until one side changes it.
+#[derive(Clone, Debug, Default)]
 pub struct Project {
-    pub stored: BTreeMap<(Kind, String), Stored>,
-    pub intent: Intent,
-    pub ledgers: BTreeMap<Uuid, Ledger>,
+    pub stored: Arc<BTreeMap<(Kind, String), Stored>>,
+    pub intent: Arc<Intent>,
+    pub ledgers: Arc<BTreeMap<Uuid, Ledger>>,
     /// Name of each device by its id.
-    pub device_names: HashMap<Uuid, String>,
+    pub device_names: Arc<HashMap<Uuid, String>>,
     /// How often an object of this name was deleted.
-    pub incarnations: BTreeMap<(Kind, String), u64>,
+    pub incarnations: Arc<BTreeMap<(Kind, String), u64>>,
+}
+
+/// The right to change the project.
+#[derive(Debug)]
+pub struct Changing<'a> {
+    project: &'a Mutex<Project>,
+    _turn: MutexGuard<'a, ()>,
+}
+
+impl Changing<'_> {
+    /// Changes it. Short: requests wait meanwhile.
+    pub fn project<T>(&self, change: impl FnOnce(&mut Project) -> T) -> T {
+        change(&mut lock(self.project))
+    }
+}
+
+/// A config in its wire form, not signed yet.
+#[derive(Debug)]
+pub struct Rendered {
+    pub hash: String,
+    payload: Vec<u8>,
+    ordered: Ordered,
 }
 
 /// Nodes by both their names.
@@ -94,6 +145,8 @@ struct Nodes {
 
 #[derive(Debug)]
 pub struct Controller {
+    /// The data directory.
+    pub data: PathBuf,
     pub ca: Ca,
     pub site: Site,
     /// Longest time an answer is held.
@@ -101,13 +154,26 @@ pub struct Controller {
     pub observed: Observed,
     /// What operators watch.
     pub feed: Feed,
+    pub audit: Audit,
+    pub tokens: Tokens,
     pub admin_token: String,
     /// The answer to `/certs`.
     pub certs_body: Bytes,
     store: Arc<dyn Store>,
+    changing: Mutex<()>,
     project: Mutex<Project>,
     nodes: RwLock<Nodes>,
     onboarding: RwLock<HashMap<[u8; 32], Onboarding>>,
+    /// Turns of devices whose config is computed for the first time since the start.
+    pub computing: Semaphore,
+    pub counters: Counters,
+    pub started: Instant,
+    /// Log lines of nodes go here too, where they are exported.
+    pub exported_logs: Option<LogQueue>,
+    /// One gathering of figures at a time.
+    pub gathering: Semaphore,
+    /// One backup at a time.
+    pub backups: Arc<Semaphore>,
     /// Changes that were planned last, by the hash of their plan.
     pub planned: Mutex<VecDeque<(String, Change)>>,
 }
@@ -117,6 +183,7 @@ pub struct Controller {
 pub struct Settings {
     pub advertise: String,
     pub hold: Duration,
+    pub exported_logs: Option<LogQueue>,
 }
 
 /// Milliseconds since 1970.
@@ -170,28 +237,45 @@ impl Controller {
             (Role::Signing, ca.signing_pem.as_slice()),
             (Role::Ecdh, ca.ecdh_pem.as_slice()),
         ]);
+        let epoch: Epoch = match store.get(EPOCH_KEY)? {
+            Some(entry) => {
+                serde_json::from_slice(&entry.value).map_err(|_| StateError::Entry(EPOCH_KEY.into()))?
+            }
+            None => Epoch::default(),
+        };
         let site = Site {
             advertise: settings.advertise,
             ca_pem: ca.root_pem.clone(),
             cert_hash: text_hash(&set),
-            epoch: 1,
+            epoch: epoch.epoch,
             pull_user: PULL_USER.into(),
             pull_password: String::from_utf8_lossy(&pull).trim().into(),
             poll_interval_s: (!settings.hold.is_zero()).then_some(HELD_POLL_INTERVAL_S),
         };
         let observed = Observed::open(&data.join("observed")).map_err(StateError::Observed)?;
+        let admin_token = String::from_utf8_lossy(&token).trim().to_owned();
         let mut controller = Controller {
+            data: data.to_owned(),
+            audit: Audit::open(store.clone())?,
+            tokens: Tokens::open(&*store, &admin_token)?,
             certs_body: Bytes::new(),
             ca,
             site,
             hold: settings.hold,
             observed,
             feed: Feed::new(jiff::Timestamp::now().as_microsecond().unsigned_abs()),
-            admin_token: String::from_utf8_lossy(&token).trim().into(),
+            admin_token,
             store,
+            changing: Mutex::default(),
             project: Mutex::default(),
             nodes: RwLock::default(),
             onboarding: RwLock::default(),
+            computing: Semaphore::new(COMPUTING),
+            counters: Counters::default(),
+            started: Instant::now(),
+            exported_logs: settings.exported_logs,
+            gathering: Semaphore::new(1),
+            backups: Arc::new(Semaphore::new(1)),
             planned: Mutex::default(),
         };
         controller.certs_body = controller.seal(set)?;
@@ -205,24 +289,32 @@ impl Controller {
         for (key, entry) in self.store.range(&format!("{DEFAULT_PROJECT}/object/"))? {
             let mut stored: Stored = serde_json::from_slice(&entry.value).map_err(|_| bad(&key))?;
             stored.revision = entry.revision;
-            project.intent.put(stored.object().map_err(|_| bad(&key))?);
-            project.stored.insert((stored.kind(), stored.name.clone()), stored);
+            Arc::make_mut(&mut project.intent).put(stored.object().map_err(|_| bad(&key))?);
+            Arc::make_mut(&mut project.stored).insert((stored.kind(), stored.name.clone()), stored);
         }
         for (key, entry) in self.store.range(&format!("{DEFAULT_PROJECT}/incarnation/"))? {
             let mut parts = key.splitn(4, '/').skip(2);
             let kind = parts.next().and_then(Kind::parse).ok_or_else(|| bad(&key))?;
             let name = parts.next().ok_or_else(|| bad(&key))?.to_owned();
             let count = serde_json::from_slice(&entry.value).map_err(|_| bad(&key))?;
-            project.incarnations.insert((kind, name), count);
+            Arc::make_mut(&mut project.incarnations).insert((kind, name), count);
         }
         for (key, entry) in self.store.range(&format!("{DEFAULT_PROJECT}/ledger/"))? {
             let id = key.rsplit('/').next().and_then(|id| id.parse().ok()).ok_or_else(|| bad(&key))?;
-            project.ledgers.insert(id, serde_json::from_slice(&entry.value).map_err(|_| bad(&key))?);
+            Arc::make_mut(&mut project.ledgers)
+                .insert(id, serde_json::from_slice(&entry.value).map_err(|_| bad(&key))?);
         }
         for (key, entry) in self.store.range(&format!("{DEFAULT_PROJECT}/node/"))? {
             let id = key.rsplit('/').next().and_then(|id| id.parse().ok()).ok_or_else(|| bad(&key))?;
             let record: NodeRecord = serde_json::from_slice(&entry.value).map_err(|_| bad(&key))?;
-            self.insert_node(Arc::new(Node::new(id, record).ok_or_else(|| bad(&key))?));
+            let node = Node::new(id, record).ok_or_else(|| bad(&key))?;
+            node.set_restored(project.ledgers.get(&id).is_some_and(|ledger| ledger.is_restored));
+            self.insert_node(Arc::new(node));
+        }
+        for (id, at_ms) in read_heartbeats(&self.observed_dir()) {
+            if let Some(node) = self.node(id) {
+                node.seen(at_ms);
+            }
         }
         self.index_devices(&mut project);
         self.reload_onboarding(&project.intent)
@@ -230,9 +322,9 @@ impl Controller {
 
     /// Brings up to date what follows from the devices of the intent: their names by id, and what nodes must prove.
     pub fn index_devices(&self, project: &mut Project) {
-        project.device_names.clear();
+        let devices = project.intent.devices.values();
+        project.device_names = Arc::new(devices.map(|device| (device.uid, device.name.clone())).collect());
         for device in project.intent.devices.values() {
-            project.device_names.insert(device.uid, device.name.clone());
             if let Some(node) = self.node(device.uid) {
                 node.set_policy(device.spec.attestation);
             }
@@ -298,6 +390,19 @@ impl Controller {
         nodes.by_id.insert(node.id, node);
     }
 
+    fn observed_dir(&self) -> PathBuf {
+        self.data.join("observed")
+    }
+
+    /// Writes down when each node was heard last. Blocks.
+    pub fn save_heartbeats(&self) {
+        let nodes = self.all_nodes();
+        let beats = nodes.iter().map(|node| (node.id, node.last_seen_ms())).filter(|(_, at_ms)| *at_ms > 0);
+        if let Err(error) = write_heartbeats(&self.observed_dir(), beats) {
+            tracing::error!(%error, "cannot write down when devices were heard");
+        }
+    }
+
     /// A node was heard.
     pub fn seen(&self, node: &Node) {
         let now_ms = now_ms();
@@ -317,9 +422,23 @@ impl Controller {
         self.observed.forget(id);
     }
 
-    /// Runs with the project locked.
-    pub fn with_project<T>(&self, run: impl FnOnce(&mut Project) -> T) -> T {
-        run(&mut lock(&self.project))
+    /// Looks at the project. Short: requests wait meanwhile.
+    pub fn with_project<T>(&self, look: impl FnOnce(&Project) -> T) -> T {
+        look(&lock(&self.project))
+    }
+
+    /// The project as it is now, for those who take longer.
+    pub fn snapshot(&self) -> Project {
+        lock(&self.project).clone()
+    }
+
+    /// The right to change the project, as long as it is kept.
+    pub fn changing(&self) -> Changing<'_> {
+        Changing { project: &self.project, _turn: lock(&self.changing) }
+    }
+
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.store
     }
 
     pub fn commit(&self, txn: &Txn) -> Result<u64, StateError> {
@@ -363,33 +482,53 @@ impl Controller {
         compute(inputs, ledgers.get(&id).unwrap_or(&none), now_ms())
     }
 
-    /// Makes the signed answer of a config.
-    pub fn render(&self, device: &str, computed: &Computed) -> Result<Published, StateError> {
+    /// The wire form of a config with its hash.
+    pub fn render(&self, device: &str, computed: &Computed) -> Result<Rendered, StateError> {
         let wire = eve_api::render::device_config(&computed.config);
         let problems = eve_api::problems::problems(&wire);
         if !problems.is_empty() {
             return Err(StateError::Unsound { device: device.into(), problems });
         }
         let hash = text_hash(&wire.encode_to_vec());
-        let body = self.seal(eve_api::render::config_response(&computed.config, &hash))?;
-        Ok(Published { hash, body, config: Arc::new(computed.config.clone()) })
+        let payload = eve_api::render::config_response(&computed.config, &hash);
+        Ok(Rendered { ordered: Ordered::of(&computed.config), hash, payload })
     }
 
-    /// Computes and publishes a device's config anew after something other than the intent changed.
+    /// Makes the signed answer of a config.
+    pub fn sign(&self, rendered: Rendered) -> Result<Published, StateError> {
+        let body = self.seal(rendered.payload)?;
+        Ok(Published { hash: rendered.hash, body, config: rendered.ordered })
+    }
+
+    /// Computes and publishes a device's config anew after something other than the intent changed. Blocks.
     pub fn republish(&self, device: Uuid) -> Result<Arc<Published>, StateError> {
-        self.with_project(|project| {
-            let name = project.device_names.get(&device).cloned().ok_or(StateError::NoDevice)?;
-            let computed =
-                self.compute(&project.intent, &project.ledgers, &name).ok_or(StateError::NoDevice)?;
-            let published = Arc::new(self.render(&name, &computed)?);
-            if project.ledgers.get(&device) != Some(&computed.ledger) {
-                let puts = vec![(ledger_key(device), to_bytes(&computed.ledger))];
-                self.commit(&Txn { puts, ..Txn::default() })?;
-                project.ledgers.insert(device, computed.ledger);
-            }
-            self.publish(device, published.clone());
-            Ok(published)
-        })
+        let changing = self.changing();
+        self.republish_with(&changing, device)
+    }
+
+    /// [`Controller::republish`] by somebody who has the right to change.
+    pub fn republish_with(
+        &self,
+        changing: &Changing<'_>,
+        device: Uuid,
+    ) -> Result<Arc<Published>, StateError> {
+        let project = self.snapshot();
+        let name = project.device_names.get(&device).ok_or(StateError::NoDevice)?;
+        let mut computed =
+            self.compute(&project.intent, &project.ledgers, name).ok_or(StateError::NoDevice)?;
+        let published = Arc::new(self.sign(self.render(name, &computed)?)?);
+        computed.ledger.publish(&published.hash);
+        let is_new = project.ledgers.get(&device) != Some(&computed.ledger);
+        drop(project);
+        if is_new {
+            let puts = vec![(ledger_key(device), to_bytes(&computed.ledger))];
+            self.commit(&Txn { puts, ..Txn::default() })?;
+            changing.project(|project| {
+                Arc::make_mut(&mut project.ledgers).insert(device, computed.ledger);
+            });
+        }
+        self.publish(device, published.clone());
+        Ok(published)
     }
 
     /// Hands a config to whoever waits for it.
@@ -416,6 +555,8 @@ impl Controller {
     }
 }
 
+/// First configs computed at once: one works, the next is ready.
+const COMPUTING: usize = 2;
 /// User name of devices at the built-in registry.
 pub(crate) const PULL_USER: &str = "device";
 /// Pause between two held answers; with it unmodified EVE asks 1.7 times a minute.

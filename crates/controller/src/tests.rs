@@ -24,6 +24,8 @@ use crate::state::{Controller, Settings};
 use crate::store::SqliteStore;
 use crate::{device_api, operator_api};
 
+mod access;
+mod restore;
 mod watch;
 
 const DEVICE_API: &str = "/api/v2/edgedevice";
@@ -33,7 +35,7 @@ const HOLD: Duration = Duration::from_secs(300);
 fn open(data: &Path, hold: Duration) -> Arc<Controller> {
     crate::files::private_dir(data).unwrap();
     let store = Arc::new(SqliteStore::open(&data.join("intent.db")).unwrap());
-    let settings = Settings { advertise: "controller.example:8443".into(), hold };
+    let settings = Settings { advertise: "controller.example:8443".into(), hold, exported_logs: None };
     Arc::new(Controller::open(data, store, settings).unwrap())
 }
 
@@ -253,6 +255,18 @@ async fn a_deleted_device_is_told_so_and_may_not_come_back_with_its_old_token() 
     assert_eq!(node.poll(&known).await.status, StatusCode::NOT_FOUND);
     assert_eq!(node.post("uuid", Vec::new()).await.status, StatusCode::UNAUTHORIZED);
     assert_eq!(node.register("S1").await, StatusCode::CREATED, "the serial is free again");
+}
+
+#[tokio::test]
+async fn when_a_device_was_heard_is_known_after_the_controller_was_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (controller, _node) = with_node(dir.path()).await;
+    controller.save_heartbeats();
+    drop(controller);
+    let controller = open(dir.path(), HOLD);
+    let shown = api(&controller, Method::GET, "devices/s1", Value::Null, None).await.json();
+    assert!(shown["status"]["lastSeen"].is_string());
+    assert_eq!(shown["status"]["conditions"][1]["status"], "True", "connected");
 }
 
 #[tokio::test]

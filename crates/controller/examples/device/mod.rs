@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A played device for tools: registers with a bundle, attests without a TPM, and asks for its config, with real envelopes, signatures and TLS.
 
+#![allow(dead_code, reason = "each tool uses its part")]
+
 use std::fs;
 use std::sync::Arc;
 
@@ -106,6 +108,12 @@ pub(crate) fn request(path: &str, body: &[u8], wait_s: Option<u32>) -> Vec<u8> {
 
 /// Status and body of one answer.
 pub(crate) async fn exchange(stream: &mut Tls, request: &[u8]) -> Result<(u16, Vec<u8>)> {
+    let (status, _, body) = exchange_with_head(stream, request).await?;
+    Ok((status, body))
+}
+
+/// Status, head in lower case and body of one answer.
+pub(crate) async fn exchange_with_head(stream: &mut Tls, request: &[u8]) -> Result<(u16, String, Vec<u8>)> {
     stream.write_all(request).await?;
     stream.flush().await?;
     let mut buffer = Vec::with_capacity(4096);
@@ -124,7 +132,7 @@ pub(crate) async fn exchange(stream: &mut Tls, request: &[u8]) -> Result<(u16, V
                 return Err("connection closed".into());
             }
         }
-        return Ok((status, buffer[end + 4..end + 4 + length].to_vec()));
+        return Ok((status, head, buffer[end + 4..end + 4 + length].to_vec()));
     }
 }
 
@@ -170,6 +178,11 @@ impl Device {
 
     fn seal(&self, payload: Vec<u8>) -> Result<Vec<u8>> {
         Ok(seal_device(payload, &self.hash, &self.signer)?)
+    }
+
+    /// A signed request to a call of this device.
+    pub(crate) fn request(&self, call: &str, payload: Vec<u8>) -> Result<Vec<u8>> {
+        Ok(request(&format!("id/{}/{call}", self.id), &self.seal(payload)?, None))
     }
 
     /// A signed request for the config, of which `hash` is known.

@@ -30,8 +30,13 @@ pub(super) async fn config(
     if !is_trusted {
         return Err(Answer::refuse(StatusCode::FORBIDDEN, "attest first"));
     }
+    if node.is_restored() {
+        controller.settle(node, &request.config_hash).await?;
+    }
     let mut watch = node.config.subscribe();
     if matches!(&*watch.borrow_and_update(), ConfigState::Unknown) {
+        // After a start all devices come at once: a few at a time are computed, the others wait without a thread each.
+        let _turn = controller.computing.acquire().await;
         let (controller, node) = (controller.clone(), node.clone());
         tokio::task::spawn_blocking(move || controller.config_state(&node)).await??;
     }

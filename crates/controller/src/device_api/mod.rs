@@ -20,7 +20,7 @@ use bytes::{Bytes, BytesMut};
 use eve_api::envelope::{DeviceEnvelope, EnvelopeError};
 use eve_api::paths::{DeviceCall, Endpoint, MAX_REQUEST_BYTES, MIME_PROTO};
 use http_body_util::BodyExt as _;
-use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
 
 use crate::node::Node;
@@ -30,6 +30,9 @@ use crate::state::{Controller, StateError};
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// What is still read of a body that is too large, so that its sender gets to see the answer.
 const DRAIN_BYTES: usize = 16 * 1024 * 1024;
+
+/// Seconds after which a device that was sent away may come again.
+const RETRY_S: u64 = 5;
 
 /// An answer before it becomes HTTP.
 #[derive(Debug)]
@@ -58,6 +61,9 @@ impl Answer {
     fn into_response(self) -> Response<Body> {
         let mut response = Response::new(Body::from(self.body));
         *response.status_mut() = self.status;
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RETRY_S));
+        }
         if self.status != StatusCode::NOT_MODIFIED {
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
         }
@@ -139,8 +145,8 @@ where
             match call {
                 DeviceCall::Config => config::config(controller, &node, headers, &payload).await,
                 DeviceCall::Attest => attest::attest(controller, node, payload).await,
-                DeviceCall::Info => report::info(controller, &node, &payload),
-                DeviceCall::Metrics => report::metrics(controller, &node, &payload),
+                DeviceCall::Info => report::info(controller, &node, &payload).await,
+                DeviceCall::Metrics => report::metrics(controller, &node, &payload).await,
                 DeviceCall::Newlogs => report::newlogs(controller, node, payload).await,
                 DeviceCall::AppNewlogs { app } => report::app_newlogs(controller, node, app, payload).await,
                 DeviceCall::Flowlog => report::flowlog(&payload),

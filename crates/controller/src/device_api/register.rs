@@ -44,7 +44,8 @@ pub(super) async fn register(controller: &Arc<Controller>, envelope: DeviceEnvel
 }
 
 fn enroll(controller: &Controller, token: &str, registration: Registration) -> Outcome {
-    let status = controller.with_project(|project| {
+    let changing = controller.changing();
+    let status = changing.project(|project| {
         let Some(token) = project.intent.join_tokens.get(token) else {
             return Ok(StatusCode::FORBIDDEN);
         };
@@ -124,13 +125,14 @@ fn join(
     let revision = controller.commit(&txn)?;
     if let Some(mut stored) = created {
         stored.revision = revision;
-        project.intent.put(Controller::typed(&stored)?);
+        Arc::make_mut(&mut project.intent).put(Controller::typed(&stored)?);
         controller.feed.added(Kind::Device, id, &stored.name);
-        project.stored.insert((Kind::Device, stored.name.clone()), stored);
+        Arc::make_mut(&mut project.stored).insert((Kind::Device, stored.name.clone()), stored);
     }
     if let Some(device) = project.intent.devices.values().find(|device| device.uid == id) {
         node.set_policy(device.spec.attestation);
-        project.device_names.insert(id, device.name.clone());
+        let name = device.name.clone();
+        Arc::make_mut(&mut project.device_names).insert(id, name);
     }
     let name = project.device_names.get(&id).cloned().unwrap_or_default();
     controller.insert_node(Arc::new(node));

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use controller_core::compute::app_id;
 use controller_core::resource::Kind;
 use eve_api::Message as _;
 use eve_api::newlogs::{self, LogEntry};
@@ -10,8 +11,10 @@ use eve_api::wire::flowlog::FlowMessage;
 use eve_api::wire::hardwarehealth::ZHardwareHealth;
 use eve_api::wire::info::ZInfoMsg;
 use eve_api::wire::metrics::ZMetricMsg;
+use eve_api::wire::metrics::z_metric_msg::MetricContent;
 use eve_api::wire::proxy::ScepProxyRequest;
 use hyper::StatusCode;
+use model::id::DeviceId;
 use model::report::Info;
 use uuid::Uuid;
 
@@ -19,10 +22,23 @@ use super::{Answer, Outcome, malformed};
 use crate::node::Node;
 use crate::observed::StreamName;
 use crate::state::{Controller, now_ms};
+use crate::telemetry::add;
+use crate::telemetry::otlp::LogRecord;
 
-pub(super) fn info(controller: &Controller, node: &Node, payload: &[u8]) -> Outcome {
+/// More waits to be written than is good, or cannot be: the device keeps what it has and comes again.
+fn later() -> Answer {
+    Answer::refuse(StatusCode::SERVICE_UNAVAILABLE, "try again later")
+}
+
+pub(super) async fn info(controller: &Controller, node: &Node, payload: &[u8]) -> Outcome {
     let message = ZInfoMsg::decode(payload).map_err(|_| malformed("not a ZInfoMsg"))?;
-    let before = controller.observed.info(node.id, now_ms(), &message, payload);
+    let (before, receipt) =
+        controller.observed.info(node.id, now_ms(), &message, payload).map_err(|_| later())?;
+    add(&controller.counters.info_messages, 1);
+    // Answered only when it outlives this process: after the answer the device forgets it.
+    if !receipt.written().await {
+        return Err(later());
+    }
     controller.feed.touch(Kind::Device, node.id);
     tell_of_change(controller, node, before.as_ref().map(|latest| &*latest.bytes), payload);
     Ok(Answer::done(StatusCode::CREATED))
@@ -51,8 +67,19 @@ fn tell_of_change(controller: &Controller, node: &Node, before: Option<&[u8]>, n
     controller.observed.event(now_ms(), format!("app/{}", now.name), "StateChanged", message);
 }
 
-pub(super) fn metrics(controller: &Controller, node: &Node, payload: &[u8]) -> Outcome {
-    ZMetricMsg::decode(payload).map_err(|_| malformed("not a ZMetricMsg"))?;
+pub(super) async fn metrics(controller: &Arc<Controller>, node: &Arc<Node>, payload: &[u8]) -> Outcome {
+    let message = ZMetricMsg::decode(payload).map_err(|_| malformed("not a ZMetricMsg"))?;
+    let processed = match &message.metric_content {
+        Some(MetricContent::Dm(device)) => device.last_processed_config,
+        _ => None,
+    };
+    let processed_ms = processed
+        .map_or(0, |at| at.seconds.saturating_mul(1000).saturating_add(i64::from(at.nanos) / 1_000_000));
+    if node.is_ahead(processed_ms) {
+        let (controller, node) = (controller.clone(), node.clone());
+        tokio::task::spawn_blocking(move || controller.overtake(&node, processed_ms)).await??;
+    }
+    add(&controller.counters.metric_messages, 1);
     controller.observed.metrics(node.id, now_ms(), payload);
     controller.feed.touch(Kind::Device, node.id);
     Ok(Answer::done(StatusCode::CREATED))
@@ -79,14 +106,47 @@ async fn store_logs(
     stream: StreamName,
     payload: Vec<u8>,
 ) -> Outcome {
-    tokio::task::spawn_blocking(move || {
+    let receipt = tokio::task::spawn_blocking(move || {
         let file = newlogs::read(&payload).map_err(|error| malformed(error.to_string()))?;
         let lines =
             file.entries.iter().filter_map(|entry: &LogEntry| serde_json::to_vec(entry).ok()).collect();
-        controller.observed.logs(node.id, stream, now_ms(), lines);
-        Ok(Answer::done(StatusCode::CREATED))
+        add(&controller.counters.log_lines, file.entries.len() as u64);
+        let receipt = controller.observed.logs(node.id, stream, now_ms(), lines).map_err(|_| later())?;
+        export(&controller, node.id, stream, &file.entries);
+        Ok::<_, Answer>(receipt)
     })
-    .await?
+    .await??;
+    if receipt.written().await { Ok(Answer::done(StatusCode::CREATED)) } else { Err(later()) }
+}
+
+/// Hands log lines on to a collector, where there is one.
+fn export(controller: &Controller, device: Uuid, stream: StreamName, entries: &[LogEntry]) {
+    let Some(queue) = &controller.exported_logs else { return };
+    let (name, app) = controller.with_project(|project| {
+        let name = project.device_names.get(&device).cloned().unwrap_or_default();
+        let app = match stream {
+            StreamName::AppLog(app) => {
+                let mut apps = project.intent.apps.values();
+                let found = apps.find(|object| app_id(object.uid, DeviceId(device)).0 == app);
+                Some(found.map_or_else(|| app.to_string(), |object| object.name.clone()))
+            }
+            _ => None,
+        };
+        (name, app)
+    });
+    for entry in entries {
+        let at = entry.timestamp.unwrap_or_default();
+        let mut attributes = vec![("device", name.clone())];
+        attributes.extend(app.clone().map(|app| ("app", app)));
+        attributes.extend((!entry.source.is_empty()).then(|| ("source", entry.source.clone())));
+        queue.push(LogRecord {
+            at_ns: i128::from(at.seconds) * 1_000_000_000 + i128::from(at.nanos),
+            severity: entry.severity.clone(),
+            body: entry.content.trim_end().to_owned(),
+            service: "selvedge-node",
+            attributes,
+        });
+    }
 }
 
 /// Flow logs are read and counted as taken; nobody looks at them yet.

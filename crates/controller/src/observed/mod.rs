@@ -4,6 +4,7 @@
 //!
 //! Never in the intent store. After a restart the newest info is read back when first looked at.
 
+mod heartbeat;
 mod recent;
 mod segment;
 mod writer;
@@ -19,10 +20,11 @@ use eve_api::wire::info::z_info_msg::InfoContent;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub(crate) use heartbeat::{read as read_heartbeats, write as write_heartbeats};
 pub(crate) use recent::{Behind, Recent};
 pub(crate) use segment::{Kind, Record};
-pub(crate) use writer::StreamName;
 use writer::Writer;
+pub(crate) use writer::{Busy, Receipt, StreamName};
 
 use crate::files;
 use crate::node::lock;
@@ -92,20 +94,24 @@ impl Observed {
         &self.shards[usize::from(device.as_bytes()[15]) % SHARDS]
     }
 
-    /// Takes in an info message; gives the one it replaces.
-    pub fn info(&self, device: Uuid, at_ms: i64, message: &ZInfoMsg, bytes: &[u8]) -> Option<Latest> {
+    /// Takes in an info message; gives the one it replaces, and what tells when it is stored.
+    pub fn info(
+        &self,
+        device: Uuid,
+        at_ms: i64,
+        message: &ZInfoMsg,
+        bytes: &[u8],
+    ) -> Result<(Option<Latest>, Receipt), Busy> {
         let object = object_key(message);
-        let before = {
-            let mut shard = lock(self.shard(device));
-            let view = shard.entry(device).or_default();
-            let before = view.info.get(&object).cloned();
-            if before.is_some() || view.info.len() < MAX_OBJECTS {
-                view.info.insert(object.clone(), Latest { at_ms, bytes: bytes.into() });
-            }
-            before
-        };
-        self.writer.append(device, StreamName::Info, at_ms, vec![(object, bytes.to_vec())]);
-        before
+        let receipt =
+            self.writer.append(device, StreamName::Info, at_ms, vec![(object.clone(), bytes.to_vec())])?;
+        let mut shard = lock(self.shard(device));
+        let view = shard.entry(device).or_default();
+        let before = view.info.get(&object).cloned();
+        if before.is_some() || view.info.len() < MAX_OBJECTS {
+            view.info.insert(object, Latest { at_ms, bytes: bytes.into() });
+        }
+        Ok((before, receipt))
     }
 
     pub fn metrics(&self, device: Uuid, at_ms: i64, bytes: &[u8]) {
@@ -114,17 +120,37 @@ impl Observed {
     }
 
     /// Appends log lines, each a JSON document.
-    pub fn logs(&self, device: Uuid, stream: StreamName, at_ms: i64, lines: Vec<Vec<u8>>) {
+    pub fn logs(
+        &self,
+        device: Uuid,
+        stream: StreamName,
+        at_ms: i64,
+        lines: Vec<Vec<u8>>,
+    ) -> Result<Receipt, Busy> {
         let records = lines.into_iter().map(|line| (String::new(), line)).collect();
-        self.writer.append(device, stream, at_ms, records);
+        self.writer.append(device, stream, at_ms, records)
+    }
+
+    /// Bytes that wait to be written.
+    pub fn waiting_bytes(&self) -> usize {
+        self.writer.waiting_bytes()
     }
 
     /// Enters an event.
     pub fn event(&self, at_ms: i64, object: String, reason: &str, message: String) {
-        tracing::info!(%object, reason, %message, "event");
-        let event = Event { sequence: 0, at_ms, object, reason: reason.into(), message };
-        if let Ok(bytes) = serde_json::to_vec(&event) {
-            self.writer.append(Uuid::nil(), StreamName::Events, at_ms, vec![(String::new(), bytes)]);
+        self.enter_events(vec![Event { sequence: 0, at_ms, object, reason: reason.into(), message }]);
+    }
+
+    /// Enters events that happened together.
+    pub fn enter_events(&self, events: Vec<Event>) {
+        let at_ms = events.first().map_or(0, |event| event.at_ms);
+        let read = |event: &Event| {
+            tracing::info!(object = event.object, reason = event.reason, message = event.message, "event");
+            Some((String::new(), serde_json::to_vec(event).ok()?))
+        };
+        let records: Vec<_> = events.iter().filter_map(read).collect();
+        if !records.is_empty() {
+            self.writer.append_own(StreamName::Events, at_ms, records);
         }
     }
 
@@ -144,6 +170,11 @@ impl Observed {
         let mut records = self.writer.read(device, stream).await?;
         records.retain(|record| record.kind == Kind::Message);
         Ok(records)
+    }
+
+    /// The newest of everything that came since the start.
+    pub fn peek(&self, device: Uuid) -> Option<DeviceView> {
+        lock(self.shard(device)).get(&device).cloned()
     }
 
     /// The newest of everything.
@@ -212,11 +243,14 @@ mod tests {
         let device = Uuid::from_u128(7);
         let observed = Observed::open(dir.path()).unwrap();
         let (quiet, bytes) = message("quiet", "only once");
-        observed.info(device, 1, &quiet, &bytes);
+        let first = observed.info(device, 1, &quiet, &bytes).unwrap().1;
+        assert!(first.written().await);
         // Long names, so that segments change several times.
         for index in 0..5000 {
             let (noisy, bytes) = message("noisy", &format!("{index} {}", "x".repeat(1500)));
-            observed.info(device, 2 + index, &noisy, &bytes);
+            while observed.info(device, 2 + index, &noisy, &bytes).is_err() {
+                tokio::task::yield_now().await;
+            }
         }
         observed.view(device).await.unwrap();
         drop(observed);
@@ -229,6 +263,11 @@ mod tests {
         let view = observed.view(device).await.unwrap();
         assert_eq!(view.info["app/quiet"].at_ms, 1);
         assert_eq!(view.info["app/noisy"].at_ms, 5001);
+        // Sent again after the answer got lost: once is enough.
+        let bytes = view.info["app/noisy"].bytes.clone();
+        let again = ZInfoMsg::decode(&*bytes).unwrap();
+        assert!(observed.info(device, 6000, &again, &bytes).unwrap().1.written().await);
+        assert_eq!(observed.history(device, StreamName::Info).await.unwrap(), history);
         observed.forget(device);
         assert!(observed.view(device).await.unwrap().info.is_empty());
     }

@@ -7,8 +7,8 @@
 //! ```
 //! A file begins with [`HEADER`]. Record: length of the rest (u32), CRC-32 of the rest (u32), kind (u8), sequence number
 //! (u64), milliseconds since 1970 (i64), bytes. Numbers are little-endian. Sequence numbers rise over both
-//! segments. A torn or damaged tail is cut off when the file is opened. Written without fsync: what a crash of the
-//! machine loses is sent again by devices.
+//! segments. A torn or damaged tail is cut off when the file is opened. Written without fsync: what was acknowledged
+//! survives any end of the process; after a crash of the whole machine devices are asked to send all again.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
@@ -52,6 +52,14 @@ pub(super) struct Quota {
     pub max_bytes: u64,
 }
 
+/// Where a stream ends: enough to go on writing without reading it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Position {
+    bytes: u64,
+    records: u64,
+    next_sequence: u64,
+}
+
 /// An open stream.
 #[derive(Debug)]
 pub(super) struct Stream {
@@ -59,19 +67,30 @@ pub(super) struct Stream {
     old_path: PathBuf,
     file: File,
     quota: Quota,
-    bytes: u64,
-    records: u64,
-    next_sequence: u64,
+    at: Position,
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
 impl Stream {
-    /// Opens or makes the files. What is damaged at the end is dropped.
-    pub(super) fn open(dir: &Path, name: &str, quota: Quota) -> io::Result<Stream> {
+    /// Opens or makes the files; every good record goes to `look`. What is damaged at the end is dropped.
+    pub(super) fn open(
+        dir: &Path,
+        name: &str,
+        quota: Quota,
+        mut look: impl FnMut(&Record),
+    ) -> io::Result<Stream> {
         let path = dir.join(format!("{name}.seg"));
         let old_path = dir.join(format!("{name}.old.seg"));
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
-        let (records, good_bytes) = scan(&mut file)?;
+        let mut file = open(&path)?;
+        let (mut last, mut records) = (None, 0);
+        let good_bytes = scan(&mut file, |record| {
+            records += u64::from(record.kind == Kind::Message);
+            last = Some(record.sequence);
+            look(&record);
+        })?;
         let found = file.metadata()?.len();
         if good_bytes < found {
             tracing::warn!(path = %path.display(), dropped = found - good_bytes, "dropped a torn tail");
@@ -82,26 +101,33 @@ impl Stream {
             file.rewind()?;
             file.write_all(HEADER)?;
         }
-        let mut last = records.last().map(|record| record.sequence);
         if last.is_none() {
-            last = read_file(&old_path)?.last().map(|record| record.sequence);
+            scan_path(&old_path, |record| last = Some(record.sequence))?;
         }
+        let bytes = file.seek(SeekFrom::End(0))?;
+        let at = Position { bytes, records, next_sequence: last.map_or(1, |last| last + 1) };
+        Ok(Stream { path, old_path, quota, file, at })
+    }
+
+    /// Opens files that were open before in this run and end at `at`; nobody else writes them.
+    pub(super) fn reopen(dir: &Path, name: &str, quota: Quota, at: Position) -> io::Result<Stream> {
+        let path = dir.join(format!("{name}.seg"));
+        let old_path = dir.join(format!("{name}.old.seg"));
+        let mut file = open(&path)?;
+        // What stands behind is of a write that failed.
+        file.set_len(at.bytes)?;
         file.seek(SeekFrom::End(0))?;
-        Ok(Stream {
-            path,
-            old_path,
-            quota,
-            bytes: file.metadata()?.len(),
-            file,
-            records: records.iter().filter(|record| record.kind == Kind::Message).count() as u64,
-            next_sequence: last.map_or(1, |last| last + 1),
-        })
+        Ok(Stream { path, old_path, quota, file, at })
+    }
+
+    pub(super) fn position(&self) -> Position {
+        self.at
     }
 
     /// Whether the next record belongs into a new segment.
     pub(super) fn is_full(&self) -> bool {
-        self.bytes >= self.quota.max_bytes
-            || (self.records >= self.quota.min_records && self.bytes >= self.quota.min_bytes)
+        self.at.bytes >= self.quota.max_bytes
+            || (self.at.records >= self.quota.min_records && self.at.bytes >= self.quota.min_bytes)
     }
 
     /// Begins a new segment; the one before the last goes.
@@ -110,17 +136,17 @@ impl Stream {
         self.file =
             OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&self.path)?;
         self.file.write_all(HEADER)?;
-        self.bytes = HEADER.len() as u64;
-        self.records = 0;
+        self.at.bytes = HEADER.len() as u64;
+        self.at.records = 0;
         Ok(())
     }
 
-    /// Appends a record. Too long ones are refused.
+    /// Appends a record. Too long ones are refused. After an error the stream is to be opened anew.
     pub(super) fn append(&mut self, kind: Kind, at_ms: i64, bytes: &[u8]) -> io::Result<u64> {
         if bytes.len() > MAX_RECORD_BYTES {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        let sequence = self.next_sequence;
+        let sequence = self.at.next_sequence;
         let mut rest = Vec::with_capacity(PREFIX_BYTES + META_BYTES + bytes.len());
         rest.extend_from_slice(&[0; PREFIX_BYTES]);
         rest.push(match kind {
@@ -135,48 +161,50 @@ impl Stream {
         rest[..4].copy_from_slice(&length.to_le_bytes());
         rest[4..PREFIX_BYTES].copy_from_slice(&crc.to_le_bytes());
         self.file.write_all(&rest)?;
-        self.bytes += rest.len() as u64;
-        self.records += u64::from(kind == Kind::Message);
-        self.next_sequence += 1;
+        self.at.bytes += rest.len() as u64;
+        self.at.records += u64::from(kind == Kind::Message);
+        self.at.next_sequence += 1;
         Ok(sequence)
     }
 
     /// All records of both segments, oldest first.
     pub(super) fn read(&self) -> io::Result<Vec<Record>> {
-        read(&self.path, &self.old_path)
+        let mut out = Vec::new();
+        scan_path(&self.old_path, |record| out.push(record))?;
+        scan_path(&self.path, |record| out.push(record))?;
+        Ok(out)
+    }
+
+    /// The records of the segment that is written.
+    pub(super) fn read_current(&self) -> io::Result<Vec<Record>> {
+        let mut out = Vec::new();
+        scan_path(&self.path, |record| out.push(record))?;
+        Ok(out)
     }
 }
 
-/// Reads a stream without opening it for writing.
-fn read(path: &Path, old_path: &Path) -> io::Result<Vec<Record>> {
-    let mut out = read_file(old_path)?;
-    out.extend(read_file(path)?);
-    Ok(out)
-}
-
-fn read_file(path: &Path) -> io::Result<Vec<Record>> {
+fn scan_path(path: &Path, look: impl FnMut(Record)) -> io::Result<()> {
     match File::open(path) {
-        Ok(mut file) => Ok(scan(&mut file)?.0),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Ok(mut file) => scan(&mut file, look).map(drop),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(e),
     }
 }
 
-/// The good records of a file, and where they end; 0 when not even the header is good.
-fn scan(file: &mut File) -> io::Result<(Vec<Record>, u64)> {
+/// The good records of a file go to `look`. Gives where they end; 0 when not even the header is good.
+fn scan(file: &mut File, mut look: impl FnMut(Record)) -> io::Result<u64> {
     let mut untrusted = Vec::new();
     file.rewind()?;
     file.read_to_end(&mut untrusted)?;
     if !untrusted.starts_with(HEADER) {
-        return Ok((Vec::new(), 0));
+        return Ok(0);
     }
-    let mut records = Vec::new();
     let mut at = HEADER.len();
     while let Some((record, length)) = parse(&untrusted[at..]) {
-        records.push(record);
+        look(record);
         at += length;
     }
-    Ok((records, at as u64))
+    Ok(at as u64)
 }
 
 fn parse(untrusted: &[u8]) -> Option<(Record, usize)> {
@@ -211,6 +239,10 @@ mod tests {
 
     const QUOTA: Quota = Quota { min_records: 3, min_bytes: 10, max_bytes: 100_000 };
 
+    fn open(dir: &Path) -> io::Result<Stream> {
+        Stream::open(dir, "info", QUOTA, |_| {})
+    }
+
     fn texts(stream: &Stream) -> Vec<String> {
         stream.read().unwrap().into_iter().map(|r| String::from_utf8(r.bytes).unwrap()).collect()
     }
@@ -218,7 +250,7 @@ mod tests {
     #[test]
     fn a_torn_tail_is_dropped_and_writing_goes_on() {
         let dir = tempfile::tempdir().unwrap();
-        let mut stream = Stream::open(dir.path(), "info", QUOTA).unwrap();
+        let mut stream = open(dir.path()).unwrap();
         stream.append(Kind::Message, 1, b"one").unwrap();
         stream.append(Kind::Message, 2, b"two").unwrap();
         drop(stream);
@@ -226,7 +258,7 @@ mod tests {
         let whole = std::fs::read(&path).unwrap();
         for cut in 0..whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
-            let mut stream = Stream::open(dir.path(), "info", QUOTA).unwrap();
+            let mut stream = open(dir.path()).unwrap();
             stream.append(Kind::Message, 3, b"three").unwrap();
             let texts = texts(&stream);
             assert_eq!(texts.last().map(String::as_str), Some("three"), "cut at {cut}");
@@ -239,7 +271,7 @@ mod tests {
     #[test]
     fn sequence_goes_on_over_rotation_and_restart() {
         let dir = tempfile::tempdir().unwrap();
-        let mut stream = Stream::open(dir.path(), "info", QUOTA).unwrap();
+        let mut stream = open(dir.path()).unwrap();
         for text in ["a", "b", "c"] {
             assert!(!stream.is_full());
             stream.append(Kind::Message, 1, text.as_bytes()).unwrap();
@@ -247,7 +279,7 @@ mod tests {
         assert!(stream.is_full());
         stream.rotate().unwrap();
         drop(stream);
-        let mut stream = Stream::open(dir.path(), "info", QUOTA).unwrap();
+        let mut stream = open(dir.path()).unwrap();
         assert_eq!(stream.append(Kind::Message, 1, b"d").unwrap(), 4);
         assert_eq!(texts(&stream), ["a", "b", "c", "d"]);
         stream.rotate().unwrap();
@@ -255,9 +287,22 @@ mod tests {
     }
 
     #[test]
+    fn a_write_that_failed_half_way_is_cut_off_when_the_stream_is_opened_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut stream = open(dir.path()).unwrap();
+        stream.append(Kind::Message, 1, b"one").unwrap();
+        let at = stream.position();
+        stream.file.write_all(b"half a rec").unwrap();
+        drop(stream);
+        let mut stream = Stream::reopen(dir.path(), "info", QUOTA, at).unwrap();
+        assert_eq!(stream.append(Kind::Message, 1, b"two").unwrap(), 2);
+        assert_eq!(texts(&stream), ["one", "two"]);
+    }
+
+    #[test]
     fn a_flipped_bit_ends_the_reading_there() {
         let dir = tempfile::tempdir().unwrap();
-        let mut stream = Stream::open(dir.path(), "info", QUOTA).unwrap();
+        let mut stream = open(dir.path()).unwrap();
         stream.append(Kind::Message, 1, b"one").unwrap();
         stream.append(Kind::Message, 1, b"two").unwrap();
         let path = dir.path().join("info.seg");
@@ -265,6 +310,6 @@ mod tests {
         let last = bytes.len() - 1;
         bytes[last] ^= 1;
         std::fs::write(&path, bytes).unwrap();
-        assert_eq!(texts(&Stream::open(dir.path(), "info", QUOTA).unwrap()), ["one"]);
+        assert_eq!(texts(&open(dir.path()).unwrap()), ["one"]);
     }
 }

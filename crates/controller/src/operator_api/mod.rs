@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The operator API v1alpha1: objects over REST, plans, events, and what devices reported.
 //!
-//! Every path but `/healthz` and `/openapi.json` wants the admin token as bearer. Errors are problem+json (RFC 9457).
+//! Every path but `/healthz` and `/openapi.json` wants a token of a role that allows it (`guard`). Errors are problem+json (RFC 9457).
 //! The CLI uses nothing else.
 
 #![allow(clippy::result_large_err, reason = "a problem is made once per refused request")]
 
+mod backup;
+pub(crate) mod figures;
+mod guard;
 mod openapi;
 mod problem;
+mod tokens;
 mod view;
 mod watch;
 
@@ -15,19 +19,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::extract::{DefaultBodyLimit, Extension, Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use controller_core::resource::{DEFAULT_PROJECT, Kind};
+use controller_core::resource::Kind;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::access::Caller;
 use crate::change::Change;
 use crate::objects::{self, Sent, Stored};
 use crate::state::Controller;
+pub use guard::RegistryUsers;
 pub use openapi::document as openapi_document;
 pub use problem::Problem;
 pub(crate) use view::SILENCE_MS;
@@ -54,38 +59,24 @@ pub fn router(controller: Api) -> Router {
         .route("/devices/{name}/logs", get(view::device_logs))
         .route("/apps/{name}/logs", get(view::app_logs))
         .route("/jointokens/{name}/bundle", get(view::bundle))
+        .route("/tokens", get(tokens::list).post(tokens::create))
+        .route("/tokens/{name}", delete(tokens::revoke))
+        .route("/whoami", get(tokens::whoami))
+        .route("/audit", get(tokens::audit))
+        .route("/backup", get(backup::backup))
         .route("/{plural}", get(list))
         .route("/{plural}/{name}", get(get_one).put(put_one).delete(delete_one));
     let protected = Router::new()
         .nest(&format!("{BASE}/projects/{{project}}"), project)
-        .layer(axum::middleware::from_fn_with_state(controller.clone(), guard));
+        .layer(axum::middleware::from_fn_with_state(controller.clone(), guard::guard));
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/openapi.json", get(|| async { Json(openapi::document()) }))
+        .route("/metrics", get(figures::guarded))
         .merge(protected)
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "NotFound", "no such path") })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(controller)
-}
-
-async fn guard(State(controller): State<Api>, headers: HeaderMap, request: Request, next: Next) -> Response {
-    let token = headers
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.strip_prefix("Bearer "));
-    let is_admin = token.is_some_and(|token| is_same_secret(token.trim(), &controller.admin_token));
-    if !is_admin {
-        return Problem::new(StatusCode::UNAUTHORIZED, "Unauthorized", "a bearer token is needed")
-            .next("give --token, or run on the controller's host with --data")
-            .into_response();
-    }
-    let base = format!("{BASE}/projects/");
-    let project = request.uri().path().strip_prefix(&base).and_then(|rest| rest.split('/').next());
-    if project != Some(DEFAULT_PROJECT) {
-        let detail = format!("project {} does not exist", project.unwrap_or_default());
-        return Problem::new(StatusCode::NOT_FOUND, "NotFound", detail).into_response();
-    }
-    next.run(request).await
 }
 
 /// Compares secrets in a time that does not tell where they differ.
@@ -141,7 +132,7 @@ async fn plan(State(api): State<Api>, body: Bytes) -> Answered {
     Ok(Json(plan).into_response())
 }
 
-async fn apply(State(api): State<Api>, body: Bytes) -> Answered {
+async fn apply(State(api): State<Api>, Extension(caller): Extension<Caller>, body: Bytes) -> Answered {
     let (mut change, expected) = read_change(&body)?;
     if let Some(hash) = expected.as_ref().filter(|_| change.is_empty()) {
         change = api.planned(hash).ok_or_else(|| {
@@ -149,7 +140,8 @@ async fn apply(State(api): State<Api>, body: Bytes) -> Answered {
                 .next("run plan again, read it, and apply its hash")
         })?;
     }
-    let plan = blocking(&api, move |c| c.apply(&change, expected.as_deref()).map_err(Problem::from)).await?;
+    let plan = blocking(&api, move |c| c.apply(&caller, &change, expected.as_deref()).map_err(Problem::from))
+        .await?;
     Ok(Json(plan).into_response())
 }
 
@@ -201,12 +193,17 @@ pub(crate) fn find(controller: &Controller, kind: Kind, name: &str) -> Result<St
     found.ok_or_else(|| Problem::no_object(kind, name))
 }
 
-async fn list(State(api): State<Api>, path: PathParts, Query(query): Query<ListQuery>) -> Answered {
+async fn list(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    path: PathParts,
+    Query(query): Query<ListQuery>,
+) -> Answered {
     let kind = kind_of(part(&path, "plural"))?;
     let wanted = query.labels();
     if query.watch {
         let selection = watch::Selection { name: None, labels: wanted };
-        return watch::objects(&api, kind, selection, query.resource_version.as_deref());
+        return watch::objects(&api, caller, (kind, selection), query.resource_version.as_deref());
     }
     // Before the look: a watch from here on misses nothing.
     let version = api.feed.version();
@@ -228,11 +225,16 @@ async fn list(State(api): State<Api>, path: PathParts, Query(query): Query<ListQ
     .into_response())
 }
 
-async fn get_one(State(api): State<Api>, path: PathParts, Query(query): Query<ListQuery>) -> Answered {
+async fn get_one(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    path: PathParts,
+    Query(query): Query<ListQuery>,
+) -> Answered {
     if query.watch {
         let kind = kind_of(part(&path, "plural"))?;
         let selection = watch::Selection { name: Some(part(&path, "name").to_owned()), labels: Vec::new() };
-        return watch::objects(&api, kind, selection, query.resource_version.as_deref());
+        return watch::objects(&api, caller, (kind, selection), query.resource_version.as_deref());
     }
     let stored = find(&api, kind_of(part(&path, "plural"))?, part(&path, "name"))?;
     respond(&api, &stored, StatusCode::OK).await
@@ -250,7 +252,13 @@ fn if_match(headers: &HeaderMap) -> Option<String> {
     (value != "*").then(|| value.trim_start_matches("W/").trim_matches('"').to_owned())
 }
 
-async fn put_one(State(api): State<Api>, path: PathParts, headers: HeaderMap, body: Bytes) -> Answered {
+async fn put_one(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    path: PathParts,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answered {
     let kind = kind_of(part(&path, "plural"))?;
     let name = part(&path, "name").to_owned();
     let document: Value = serde_json::from_slice(&body)
@@ -271,12 +279,17 @@ async fn put_one(State(api): State<Api>, path: PathParts, headers: HeaderMap, bo
     }
     let is_new = find(&api, kind, &name).is_err();
     let change = Change { puts: vec![sent], deletes: Vec::new() };
-    blocking(&api, move |c| c.apply(&change, None).map_err(Problem::from)).await?;
+    blocking(&api, move |c| c.apply(&caller, &change, None).map_err(Problem::from)).await?;
     let stored = find(&api, kind, &name)?;
     respond(&api, &stored, if is_new { StatusCode::CREATED } else { StatusCode::OK }).await
 }
 
-async fn delete_one(State(api): State<Api>, path: PathParts, headers: HeaderMap) -> Answered {
+async fn delete_one(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    path: PathParts,
+    headers: HeaderMap,
+) -> Answered {
     let kind = kind_of(part(&path, "plural"))?;
     let stored = find(&api, kind, part(&path, "name"))?;
     if let Some(version) = if_match(&headers)
@@ -285,7 +298,7 @@ async fn delete_one(State(api): State<Api>, path: PathParts, headers: HeaderMap)
         return Err(Problem::conflict(kind, &stored.name, &version, &stored.revision.to_string()));
     }
     let change = Change { puts: Vec::new(), deletes: vec![(kind, stored.name)] };
-    let plan = blocking(&api, move |c| c.apply(&change, None).map_err(Problem::from)).await?;
+    let plan = blocking(&api, move |c| c.apply(&caller, &change, None).map_err(Problem::from)).await?;
     Ok(Json(plan).into_response())
 }
 
@@ -313,11 +326,15 @@ fn event_document(event: &crate::observed::Event) -> Value {
     })
 }
 
-async fn events(State(api): State<Api>, Query(query): Query<EventQuery>) -> Answered {
+async fn events(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Query(query): Query<EventQuery>,
+) -> Answered {
     if query.watch {
         let after = (query.after > 0).then(|| query.after.to_string());
         let from = query.resource_version.or(after);
-        return watch::events(&api, query.object, from.as_deref()).await;
+        return watch::events(&api, caller, query.object, from.as_deref()).await;
     }
     let events = api.observed.events().await.map_err(|_| Problem::internal())?;
     let version = events.last().map_or(0, |event| event.sequence).to_string();
@@ -326,47 +343,4 @@ async fn events(State(api): State<Api>, Query(query): Query<EventQuery>) -> Answ
     };
     let items: Vec<Value> = events.iter().filter(wanted).map(event_document).collect();
     Ok(Json(json!({ "metadata": { "resourceVersion": version }, "items": items })).into_response())
-}
-
-/// Decides about users of the registry: the operator may do all, devices may pull.
-#[derive(Debug)]
-pub struct RegistryUsers {
-    admin_token: String,
-    pull_user: String,
-    pull_password: String,
-}
-
-impl RegistryUsers {
-    pub fn new(controller: &Controller) -> RegistryUsers {
-        RegistryUsers {
-            admin_token: controller.admin_token.clone(),
-            pull_user: controller.site.pull_user.clone(),
-            pull_password: controller.site.pull_password.clone(),
-        }
-    }
-}
-
-impl crate::registry::Authorize for RegistryUsers {
-    fn authorize(
-        &self,
-        credentials: crate::registry::Credentials<'_>,
-        _: Option<&crate::registry::RepositoryName>,
-        action: crate::registry::Action,
-    ) -> crate::registry::Decision {
-        use crate::registry::{Action, Credentials, Decision};
-        let is_device = |user: &str, password: &str| {
-            user == self.pull_user && is_same_secret(password, &self.pull_password)
-        };
-        match credentials {
-            Credentials::Bearer(token) if is_same_secret(token, &self.admin_token) => Decision::Allow,
-            Credentials::Basic { password, .. } if is_same_secret(password, &self.admin_token) => {
-                Decision::Allow
-            }
-            Credentials::Basic { username, password } if is_device(username, password) => match action {
-                Action::Check | Action::Pull => Decision::Allow,
-                Action::Catalog | Action::Push => Decision::Deny,
-            },
-            _ => Decision::Unauthenticated,
-        }
-    }
 }

@@ -6,6 +6,7 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::{BASE, Problem};
+use crate::access::TokenRequest;
 use crate::change::Plan;
 use crate::objects::spec_schema;
 
@@ -26,7 +27,9 @@ pub fn document() -> Value {
         paths.insert(base.clone(), json!({ "get": list_operation(kind), "parameters": [project()] }));
         paths.insert(format!("{base}/{{name}}"), one_operations(kind));
     }
+    schemas.insert("TokenRequest".into(), schema_of::<TokenRequest>());
     let project_path = format!("{BASE}/projects/{{project}}");
+    access_paths(&project_path, &mut paths);
     for (path, what) in [("plan", "What a change would do"), ("apply", "Does a change, all of it or nothing")]
     {
         paths.insert(
@@ -70,6 +73,70 @@ pub fn document() -> Value {
             "securitySchemes": { "bearer": { "type": "http", "scheme": "bearer" } },
         },
     })
+}
+
+/// Tokens, and who did what.
+fn access_paths(base: &str, paths: &mut Map<String, Value>) {
+    let object = || read_answers(json!({ "type": "object" }));
+    let list = || read_answers(list_schema(json!({ "type": "object" })));
+    paths.insert(
+        format!("{base}/tokens"),
+        json!({
+            "parameters": [project()],
+            "get": { "summary": "All tokens, without their secrets", "operationId": "listToken", "responses": list() },
+            "post": {
+                "summary": "Makes a token; its secret is in this answer and nowhere else",
+                "operationId": "createToken",
+                "requestBody": { "required": true, "content": json_of("TokenRequest") },
+                "responses": { "201": { "description": "made" }, "default": problem() },
+            },
+        }),
+    );
+    paths.insert(
+        format!("{base}/tokens/{{name}}"),
+        json!({ "parameters": [project(), name()], "delete": {
+            "summary": "Revokes a token", "operationId": "revokeToken",
+            "responses": { "204": { "description": "revoked" }, "default": problem() },
+        }}),
+    );
+    paths.insert(
+        format!("{base}/whoami"),
+        json!({ "parameters": [project()], "get": {
+            "summary": "Name and role of the token of this request", "operationId": "whoami", "responses": object(),
+        }}),
+    );
+    let parameters = [project(), query("images", "boolean", "with the images of the registry")];
+    paths.insert(
+        format!("{base}/backup"),
+        json!({ "parameters": parameters, "get": {
+            "summary": "One file with everything that cannot be made anew; as secret as the data directory",
+            "operationId": "backup",
+            "responses": { "200": { "description": "ok", "content": { "application/x-tar": {} } }, "default": problem() },
+        }}),
+    );
+    paths.insert(
+        "/metrics".into(),
+        json!({ "get": {
+            "summary": "Figures of the controller and of all nodes in the text format of Prometheus",
+            "operationId": "metrics",
+            "responses": { "200": { "description": "ok", "content": { "text/plain": {} } }, "default": problem() },
+        }}),
+    );
+    let mut parameters = vec![
+        query("after", "integer", "only entries with a higher sequence number"),
+        query("tail", "integer", "the last so many"),
+        query("limit", "integer", "at most so many"),
+        query("object", "string", "only what was done to this object, KIND/NAME"),
+        query("who", "string", "only what this token did"),
+    ];
+    parameters.extend(watch_parameters());
+    paths.insert(
+        format!("{base}/audit"),
+        json!({ "parameters": [project()], "get": {
+            "summary": "Who changed what, when, by which plan, from where; and who was refused",
+            "operationId": "listAuditEntry", "parameters": parameters, "responses": list(),
+        }}),
+    );
 }
 
 fn schema_of<T: JsonSchema>() -> Value {

@@ -27,7 +27,7 @@ use uuid::Uuid;
 use super::{Answered, Api, PathParts, Problem, blocking, find, part};
 use crate::node::{ConfigState, NodeRecord};
 use crate::objects::Stored;
-use crate::observed::{DeviceView, Latest, Record, StreamName};
+use crate::observed::{DeviceView, Record, StreamName};
 use crate::state::{Controller, now_ms};
 
 /// A device that was not heard for this long is shown as not connected: two held polls and a pause.
@@ -86,18 +86,21 @@ async fn view_of(api: &Api, device: Uuid) -> Result<DeviceView, Problem> {
     })
 }
 
-fn infos(view: &DeviceView) -> impl Iterator<Item = (Info, i64)> {
+/// Infos whose object has a key that begins so: reading all of a device for one of them is slow.
+fn infos(view: &DeviceView, prefix: &str) -> impl Iterator<Item = (Info, i64)> {
     view.info
-        .values()
-        .filter_map(|latest: &Latest| Some((eve_api::parse::info(&latest.bytes).ok()?.info, latest.at_ms)))
+        .range(prefix.to_owned()..)
+        .take_while(move |(object, _)| object.starts_with(prefix))
+        .filter_map(|(_, latest)| Some((eve_api::parse::info(&latest.bytes).ok()?.info, latest.at_ms)))
 }
 
 fn reported_device(view: &DeviceView) -> Option<Box<DeviceStatus>> {
-    infos(view).find_map(|(info, _)| if let Info::Device(device) = info { Some(device) } else { None })
+    infos(view, "device")
+        .find_map(|(info, _)| if let Info::Device(device) = info { Some(device) } else { None })
 }
 
 fn reported_apps(view: &DeviceView) -> BTreeMap<AppId, AppStatus> {
-    infos(view)
+    infos(view, "app/")
         .filter_map(|(info, _)| if let Info::App(app) = info { Some((app.app, app)) } else { None })
         .filter(|(_, app)| !app.is_gone())
         .collect()

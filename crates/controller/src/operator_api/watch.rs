@@ -28,13 +28,14 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use uuid::Uuid;
 
 use super::{Answered, Api, Problem, event_document, view};
+use crate::access::Caller;
 use crate::feed::{Entry, Labels, TooOld, What};
 use crate::objects::Stored;
 use crate::observed::{Behind, Event};
 use crate::state::now_ms;
 
 /// After this long without a change a bookmark says that the watch lives, and from where it can be resumed.
-const BOOKMARK: Duration = Duration::from_secs(15);
+pub(super) const BOOKMARK: Duration = Duration::from_secs(15);
 /// Changes taken from the feed at once.
 const BATCH: usize = 128;
 /// Seconds after which somebody who was refused may try again.
@@ -72,7 +73,7 @@ fn too_old() -> Problem {
         .next("list again, or watch without resourceVersion; then go on from the resourceVersion given there")
 }
 
-fn slot(api: &Api) -> Result<OwnedSemaphorePermit, Problem> {
+pub(super) fn slot(api: &Api) -> Result<OwnedSemaphorePermit, Problem> {
     api.feed.slot().ok_or_else(|| {
         let problem =
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "TooManyWatchers", "too many watch already");
@@ -81,14 +82,14 @@ fn slot(api: &Api) -> Result<OwnedSemaphorePermit, Problem> {
 }
 
 /// The number in `resourceVersion`.
-fn version(text: &str) -> Result<u64, Problem> {
+pub(super) fn version(text: &str) -> Result<u64, Problem> {
     text.parse().map_err(|_| {
         Problem::new(StatusCode::BAD_REQUEST, "Malformed", format!("'{text}' is no resourceVersion"))
             .next("take it from metadata.resourceVersion of a list, or from a line of a watch")
     })
 }
 
-fn line(kind: &str, object: &Value, version: Option<u64>) -> Bytes {
+pub(super) fn line(kind: &str, object: &Value, version: Option<u64>) -> Bytes {
     let mut out = json!({ "type": kind, "object": object });
     if let Some(version) = version {
         out["resourceVersion"] = json!(version.to_string());
@@ -96,22 +97,37 @@ fn line(kind: &str, object: &Value, version: Option<u64>) -> Bytes {
     Bytes::from(format!("{out}\n"))
 }
 
-fn bookmark(kind: &str, version: u64) -> Bytes {
+pub(super) fn bookmark(kind: &str, version: u64) -> Bytes {
     let metadata = json!({ "resourceVersion": version.to_string() });
     line("BOOKMARK", &json!({ "apiVersion": API_VERSION, "kind": kind, "metadata": metadata }), Some(version))
 }
 
-fn error(problem: &Problem) -> Bytes {
+pub(super) fn error(problem: &Problem) -> Bytes {
     line("ERROR", &serde_json::to_value(problem).unwrap_or_default(), None)
 }
 
-fn respond<S>(lines: S) -> Response
-where
-    S: futures_util::Stream<Item = Result<Bytes, Infallible>> + Send + 'static,
-{
-    let mut response = Body::from_stream(lines).into_response();
+/// Gives the lines of a watch, one at a time, until it ends.
+pub(super) trait Lines: Send + 'static {
+    fn next(&mut self) -> impl Future<Output = Option<Bytes>> + Send;
+}
+
+pub(super) fn respond(lines: impl Lines) -> Response {
+    let stream = stream::unfold(lines, |mut lines| async move {
+        let line = lines.next().await?;
+        Some((Ok::<_, Infallible>(line), lines))
+    });
+    let mut response = Body::from_stream(stream).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
     response
+}
+
+/// A watch ends when its token does.
+pub(super) fn still_allowed(api: &Api, caller: &Caller) -> Result<(), Problem> {
+    if api.tokens.is_current(caller) {
+        return Ok(());
+    }
+    Err(Problem::new(StatusCode::UNAUTHORIZED, "Unauthorized", "the token is over or was revoked")
+        .next("watch again with a token that holds"))
 }
 
 enum Phase {
@@ -123,6 +139,7 @@ enum Phase {
 
 struct Objects {
     api: Api,
+    caller: Caller,
     kind: Kind,
     selection: Selection,
     phase: Phase,
@@ -134,7 +151,12 @@ struct Objects {
 }
 
 /// Watches objects of a kind, from a version on or from what is there.
-pub(super) fn objects(api: &Api, kind: Kind, selection: Selection, from: Option<&str>) -> Answered {
+pub(super) fn objects(
+    api: &Api,
+    caller: Caller,
+    (kind, selection): (Kind, Selection),
+    from: Option<&str>,
+) -> Answered {
     let slot = slot(api)?;
     let changed = api.feed.subscribe();
     let (phase, cursor) = match from {
@@ -143,15 +165,12 @@ pub(super) fn objects(api: &Api, kind: Kind, selection: Selection, from: Option<
     };
     api.feed.since(cursor, 0).map_err(|TooOld| too_old())?;
     let api = api.clone();
-    let start =
-        Objects { api, kind, selection, phase, cursor, entries: VecDeque::new(), changed, _slot: slot };
-    Ok(respond(stream::unfold(start, |mut watcher| async move {
-        let line = watcher.next().await?;
-        Some((Ok(line), watcher))
-    })))
+    let entries = VecDeque::new();
+    let start = Objects { api, caller, kind, selection, phase, cursor, entries, changed, _slot: slot };
+    Ok(respond(start))
 }
 
-impl Objects {
+impl Lines for Objects {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             let step = match &self.phase {
@@ -172,7 +191,9 @@ impl Objects {
             }
         }
     }
+}
 
+impl Objects {
     async fn list_on(&mut self, last: Option<String>) -> Result<Option<Bytes>, Problem> {
         let (kind, selection) = (self.kind, &self.selection);
         let next = self.api.with_project(|project| {
@@ -199,6 +220,7 @@ impl Objects {
 
     async fn follow_on(&mut self) -> Result<Option<Bytes>, Problem> {
         let Some(entry) = self.entries.pop_front() else {
+            still_allowed(&self.api, &self.caller)?;
             // Marks what is there as seen, so that a change after the look wakes.
             self.changed.borrow_and_update();
             let entries = self.api.feed.since(self.cursor, BATCH).map_err(|TooOld| too_old())?;
@@ -249,6 +271,7 @@ impl Objects {
 
 struct Events {
     api: Api,
+    caller: Caller,
     object: Option<String>,
     cursor: u64,
     queue: VecDeque<Event>,
@@ -259,7 +282,12 @@ struct Events {
 }
 
 /// Watches events, from a sequence number on or from the oldest that is kept.
-pub(super) async fn events(api: &Api, object: Option<String>, from: Option<&str>) -> Answered {
+pub(super) async fn events(
+    api: &Api,
+    caller: Caller,
+    object: Option<String>,
+    from: Option<&str>,
+) -> Answered {
     let slot = slot(api)?;
     let changed = api.observed.recent().subscribe();
     let (cursor, queue) = match from {
@@ -271,6 +299,7 @@ pub(super) async fn events(api: &Api, object: Option<String>, from: Option<&str>
     };
     let mut start = Events {
         api: api.clone(),
+        caller,
         object,
         cursor,
         queue,
@@ -283,15 +312,13 @@ pub(super) async fn events(api: &Api, object: Option<String>, from: Option<&str>
     if start.queue.is_empty() {
         start.fill().await?;
     }
-    Ok(respond(stream::unfold(start, |mut watcher| async move {
-        let line = watcher.next().await?;
-        Some((Ok(line), watcher))
-    })))
+    Ok(respond(start))
 }
 
 impl Events {
     /// Takes in what came after the cursor; from memory, or from disk when that is further back.
     async fn fill(&mut self) -> Result<(), Problem> {
+        still_allowed(&self.api, &self.caller)?;
         self.changed.borrow_and_update();
         self.queue = match self.api.observed.recent().since(self.cursor) {
             Ok(events) => events.into(),
@@ -306,7 +333,9 @@ impl Events {
         };
         Ok(())
     }
+}
 
+impl Lines for Events {
     async fn next(&mut self) -> Option<Bytes> {
         if self.is_ended {
             return None;

@@ -8,6 +8,8 @@ mod sqlite;
 
 pub(crate) use sqlite::SqliteStore;
 
+use std::path::Path;
+
 use tokio::sync::broadcast;
 
 /// How many commits a watcher may lag behind before it must read everything anew.
@@ -55,6 +57,10 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
     /// All entries whose key begins with `prefix`, in order of keys.
     fn range(&self, prefix: &str) -> Result<Vec<(String, Entry)>, StoreError>;
+    /// The first entries whose key begins with `prefix` and is greater than `after`, at most `limit`, in order of keys.
+    fn page(&self, prefix: &str, after: &str, limit: usize) -> Result<Vec<(String, Entry)>, StoreError>;
+    /// Writes a copy of everything, as it is at one moment, to a file that does not exist yet.
+    fn snapshot(&self, to: &Path) -> Result<(), StoreError>;
     /// Returns the revision of the commit.
     fn commit(&self, txn: &Txn) -> Result<u64, StoreError>;
     /// Commits from now on.

@@ -55,6 +55,11 @@ impl SqliteStore {
         Ok(SqliteStore { connection: Mutex::new(connection), commits: broadcast::channel(WATCH_BACKLOG).0 })
     }
 
+    /// Puts everything into the one file, so that it can be moved; nobody may write after that.
+    pub(crate) fn close(&self) -> Result<(), StoreError> {
+        self.with(|connection| Ok(connection.query_row("PRAGMA journal_mode = DELETE", [], |_| Ok(()))?))
+    }
+
     fn with<T>(&self, run: impl FnOnce(&mut Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
         run(&mut *self.connection.lock().map_err(|_| StoreError::Poisoned)?)
     }
@@ -82,6 +87,24 @@ impl Store for SqliteStore {
             let rows = query.query_map([prefix, &end], |row| Ok((row.get("key")?, entry(row)?)))?;
             Ok(rows.collect::<Result<_, _>>()?)
         })
+    }
+
+    fn page(&self, prefix: &str, after: &str, limit: usize) -> Result<Vec<(String, Entry)>, StoreError> {
+        let end = format!("{prefix}\u{10ffff}");
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.with(|connection| {
+            let mut query = connection.prepare_cached(
+                "SELECT key, value, revision FROM entry WHERE key >= ?1 AND key > ?2 AND key < ?3 ORDER BY key LIMIT ?4",
+            )?;
+            let rows =
+                query.query_map(params![prefix, after, end, limit], |row| Ok((row.get("key")?, entry(row)?)))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+
+    fn snapshot(&self, to: &Path) -> Result<(), StoreError> {
+        let to = to.to_string_lossy();
+        self.with(|connection| Ok(connection.execute("VACUUM INTO ?1", [to]).map(drop)?))
     }
 
     fn commit(&self, txn: &Txn) -> Result<u64, StoreError> {
@@ -153,8 +176,22 @@ mod tests {
             store.commit(&put(key, key)).unwrap();
         }
         store.commit(&Txn { deletes: vec!["p/b".into()], ..Txn::default() }).unwrap();
-        let keys: Vec<_> = store.range("p/").unwrap().into_iter().map(|(key, _)| key).collect();
-        assert_eq!(keys, ["p/a", "p/aé"]);
+        let names =
+            |entries: Vec<(String, Entry)>| entries.into_iter().map(|(key, _)| key).collect::<Vec<_>>();
+        assert_eq!(names(store.range("p/").unwrap()), ["p/a", "p/aé"]);
+        assert_eq!(names(store.page("p/", "", 1).unwrap()), ["p/a"]);
+        assert_eq!(names(store.page("p/", "p/a", 9).unwrap()), ["p/aé"]);
+    }
+
+    #[test]
+    fn a_snapshot_is_a_store_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&dir.path().join("intent.db")).unwrap();
+        let revision = store.commit(&put("p/a", "1")).unwrap();
+        store.snapshot(&dir.path().join("copy.db")).unwrap();
+        store.commit(&put("p/a", "2")).unwrap();
+        let copy = SqliteStore::open(&dir.path().join("copy.db")).unwrap();
+        assert_eq!(copy.get("p/a").unwrap(), Some(Entry { value: b"1".to_vec(), revision }));
     }
 
     #[test]

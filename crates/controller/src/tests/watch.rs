@@ -11,16 +11,24 @@ use super::*;
 /// Longer than a status takes to be noticed; the end of a wait for what should not come.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-struct Watch {
+pub(super) struct Watch {
     body: BodyDataStream,
     text: String,
 }
 
 impl Watch {
-    async fn open(controller: &Arc<Controller>, path: &str) -> Result<Watch, Reply> {
+    pub(super) async fn open(controller: &Arc<Controller>, path: &str) -> Result<Watch, Reply> {
+        Watch::open_as(controller, path, &controller.admin_token).await
+    }
+
+    pub(super) async fn open_as(
+        controller: &Arc<Controller>,
+        path: &str,
+        token: &str,
+    ) -> Result<Watch, Reply> {
         let request = Request::builder()
             .uri(format!("{}/projects/default/{path}", operator_api::BASE))
-            .header(header::AUTHORIZATION, format!("Bearer {}", controller.admin_token))
+            .header(header::AUTHORIZATION, format!("Bearer {token}"))
             .body(Body::empty())
             .unwrap();
         let response = operator_api::router(controller.clone()).oneshot(request).await.unwrap();
@@ -33,7 +41,7 @@ impl Watch {
         Err(Reply { status: parts.status, headers: parts.headers, body })
     }
 
-    async fn line(&mut self) -> Value {
+    pub(super) async fn line(&mut self) -> Value {
         loop {
             if let Some((line, rest)) = self.text.split_once('\n') {
                 let value = serde_json::from_str(line).unwrap();
