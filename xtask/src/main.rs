@@ -91,6 +91,9 @@ fn build_products() -> anyhow::Result<()> {
         "xtask",
         "--exclude",
         "tests",
+        // Played devices for the tests of the controller.
+        "--example",
+        "device_reports",
     ]);
     tests::command::show(&mut command)
 }

@@ -6,6 +6,7 @@
 
 mod api;
 mod app;
+mod fleet;
 mod image;
 mod memory;
 mod node;
@@ -75,6 +76,7 @@ const GROUPS: &[Group] = &[
     Group { names: node::NAMES, measure: node::measure },
     Group { names: &[pull::NAME], measure: pull::measure },
     Group { names: api::NAMES, measure: api::measure },
+    Group { names: fleet::NAMES, measure: fleet::measure },
 ];
 
 /// Examples of the crates that measure one part alone.
