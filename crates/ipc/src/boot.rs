@@ -5,6 +5,10 @@
 //! init ─ Launch ─ Channel* ─ Fd* ─ Go ──────────────── Channel (replaces one of the same role) … ─ Stop
 //! process                             confined ─ Ready                                                └ exits
 //! ```
+//!
+//! From Ready on init asks now and then with Ping and waits for the Pong of the process's main loop. Without init a
+//! service ends: it sees its end of the pair closed. A process that outlives init ([`crate::manifest::Manifest::outlives_init`])
+//! holds a duplicate of init's own end at [`RETURN_FD`]: the pair stays whole, and the next init takes that duplicate.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +20,8 @@ use crate::manifest::Manifest;
 
 /// The descriptor a process finds its end at.
 pub const INIT_FD: i32 = 3;
+/// Where a process that outlives init holds init's own end of the pair, for the next init to take. It never uses it.
+pub const RETURN_FD: i32 = 4;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromInit {
@@ -28,6 +34,8 @@ pub enum FromInit {
     },
     /// All that stands now has been handed over.
     Go,
+    /// To be answered by the main loop: a process that does not is broken.
+    Ping,
     Stop,
 }
 
@@ -35,6 +43,7 @@ pub enum FromInit {
 pub enum ToInit {
     /// Confined; the main loop begins.
     Ready,
+    Pong,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

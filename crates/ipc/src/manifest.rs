@@ -192,6 +192,11 @@ impl Manifest {
         !self.exempt_why.is_empty()
     }
 
+    /// It goes on without init, and the next init takes it over: it keeps an app.
+    pub fn outlives_init(&self) -> bool {
+        self.instances == Instances::PerApp
+    }
+
     pub fn has_user_namespace(&self) -> bool {
         !self.user_namespace_why.is_empty()
     }

@@ -18,13 +18,15 @@ use ipc::calls::{Log, LogRequest};
 use ipc::frame::{Channel, FrameError};
 use model::id::AppId;
 use model::log::LogSeverity;
-use model::time::WallTime;
+use service::log::human_line;
 use service::{ChannelEvent, Event, IncomingCall, Service, clock};
 
 use shelf::{Line, Shelf, Stream};
 
 /// Frames taken from one source in one go.
 const TAKE_FRAMES: usize = 64;
+/// Rounds of that at the end: more frames than the socket of a source holds; one that goes on writing is left.
+const DRAIN_TAKES: usize = 32;
 /// Lines reach the disk at the latest after this long.
 const SYNC_AFTER: Duration = Duration::from_secs(5);
 /// Bytes of all rings, unless the setting `log-quota-mib` says otherwise.
@@ -54,7 +56,7 @@ pub fn run(mut service: Service) -> Result<(), LogError> {
             Event::Channel(ChannelEvent::Opened { key, channel, .. }) => {
                 log.sources.insert(key, channel);
             }
-            Event::Channel(ChannelEvent::Readable { key, .. }) => log.take(&key),
+            Event::Channel(ChannelEvent::Readable { key, .. }) => drop(log.take(&key)),
             Event::Channel(ChannelEvent::Closed { key, .. }) => {
                 log.sources.remove(&key);
                 if let Some(app) = app_of(&key) {
@@ -67,6 +69,7 @@ pub fn run(mut service: Service) -> Result<(), LogError> {
                 log.shelf.sync();
             }
             Event::Stop => {
+                log.drain();
                 log.shelf.sync();
                 return Ok(());
             }
@@ -81,6 +84,13 @@ pub fn run(mut service: Service) -> Result<(), LogError> {
     }
 }
 
+/// What is left in a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    Perhaps,
+}
+
 struct Logs {
     shelf: Shelf,
     sources: BTreeMap<String, Arc<Channel>>,
@@ -88,18 +98,31 @@ struct Logs {
 }
 
 impl Logs {
-    fn take(&mut self, key: &str) {
-        let Some(channel) = self.sources.get(key).cloned() else { return };
+    /// Lines that wait at the end of this process: whoever sent them counts them as written.
+    fn drain(&mut self) {
+        let keys: Vec<String> = self.sources.keys().cloned().collect();
+        for key in keys {
+            for _ in 0..DRAIN_TAKES {
+                if self.take(&key) == Left::Nothing {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, key: &str) -> Left {
+        let Some(channel) = self.sources.get(key).cloned() else { return Left::Nothing };
         for _ in 0..TAKE_FRAMES {
             match channel.try_recv::<LogFrame>() {
                 Ok(Some((frame, _))) => self.keep(key, frame),
-                Ok(None) | Err(FrameError::Closed) => return,
+                Ok(None) | Err(FrameError::Closed) => return Left::Nothing,
                 Err(error) => {
                     let content = format!("unreadable line of {key}: {error}");
                     self.write(Stream::Device, "log", LogSeverity::Error, content);
                 }
             }
         }
+        Left::Perhaps
     }
 
     fn keep(&mut self, key: &str, frame: LogFrame) {
@@ -114,32 +137,25 @@ impl Logs {
             self.write(Stream::Device, "log", LogSeverity::Warning, content);
         }
         let line = Line { severity: frame.severity, at: frame.at, source, content: frame.content };
-        self.push(stream, line);
+        // init shows its own: they are there when this process is not.
+        if key != "init" {
+            self.show(&line);
+        }
+        self.shelf.push(&stream, line);
     }
 
     fn write(&mut self, stream: Stream, source: &str, severity: LogSeverity, content: String) {
         let line = Line { severity, at: clock::wall_time(), source: source.into(), content };
-        self.push(stream, line);
+        self.show(&line);
+        self.shelf.push(&stream, line);
     }
 
-    fn push(&mut self, stream: Stream, line: Line) {
+    fn show(&self, line: &Line) {
         if self.is_verbose {
-            let severity = match line.severity {
-                LogSeverity::Debug => "debug",
-                LogSeverity::Info => "info",
-                LogSeverity::Warning => "warn",
-                LogSeverity::Error => "error",
-            };
+            let text = human_line(line.at, &line.source, line.severity, &line.content);
             // Only for a human who looks on; it may be gone.
-            let _ = writeln!(
-                std::io::stderr(),
-                "{} {:<8} {severity:<5} {}",
-                time_of_day(line.at),
-                line.source,
-                line.content
-            );
+            let _ = std::io::stderr().write_all(text.as_bytes());
         }
-        self.shelf.push(&stream, line);
     }
 
     fn answer(&mut self, call: IncomingCall) {
@@ -154,26 +170,6 @@ impl Logs {
     }
 }
 
-/// UTC, to the microsecond: fine enough to see what waited for what.
-fn time_of_day(at: WallTime) -> String {
-    let second = at.seconds.rem_euclid(24 * 60 * 60);
-    let (hour, minute) = (second / 3_600, second / 60 % 60);
-    format!("{hour:02}:{minute:02}:{:02}.{:06}", second % 60, at.nanos / 1_000)
-}
-
 fn app_of(key: &str) -> Option<AppId> {
     key.strip_prefix("shim/")?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_time_of_day_is_that_of_utc() {
-        let at = |seconds, nanos| time_of_day(WallTime { seconds, nanos });
-        assert_eq!(at(0, 0), "00:00:00.000000");
-        assert_eq!(at(1_700_000_000, 1_234_999), "22:13:20.001234");
-        assert_eq!(at(-1, 0), "23:59:59.000000");
-    }
 }

@@ -9,7 +9,8 @@ mod state;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipc::topics::{self, Topic};
-use model::time::MonoMs;
+use model::reason::Fault;
+use model::status::SwState;
 use node_core::apps::{self, Desired, Memory, Observed, Plan, Status};
 use service::{Event, Service, log};
 
@@ -37,6 +38,8 @@ pub fn run(mut service: Service) -> Result<(), PlannerError> {
     let mut published = Published::default();
     let mut deadline = None;
     let mut awaited = Vec::new();
+    // Why the last plan could not be saved.
+    let mut withheld = None;
     loop {
         match service.next(deadline) {
             Event::Stop => return Ok(()),
@@ -63,16 +66,36 @@ pub fn run(mut service: Service) -> Result<(), PlannerError> {
         let plan = apps::plan(&config, &observed(&service), &memory, &desired);
         let changes = plan.memory != memory || plan.desired != desired;
         let saved = if changes { file.save(&plan.memory, &plan.desired) } else { Ok(()) };
-        if let Err(error) = saved {
-            log::error(format_args!(
-                "planner state not written, nothing is changed until it can be: {error}"
-            ));
-            deadline = Some(MonoMs(service.now().mono.0 + RETRY_MS));
+        let failure = saved.err().map(|error| error.fault());
+        if failure != withheld {
+            match &failure {
+                Some(fault) => log::error(format_args!("nothing is changed: {fault}")),
+                None => log::info(format_args!("state can be written again")),
+            }
+            withheld = failure;
+        }
+        if let Some(fault) = &withheld {
+            published.publish_status(&mut service, &without_change(&plan, &desired, fault));
+            deadline = Some(service.now().mono.plus_ms(RETRY_MS));
             continue;
         }
         published.publish(&mut service, &plan);
         Plan { memory, desired, .. } = plan;
     }
+}
+
+/// What is reported while a plan cannot be carried out: what is seen, and for each app that the plan would change, or that
+/// does not run yet, why it does not go on.
+fn without_change(plan: &Plan, desired: &Desired, fault: &Fault) -> Status {
+    let mut status = plan.status.clone();
+    for (id, app) in &mut status.apps {
+        let is_changed = plan.desired.apps.get(id) != desired.apps.get(id);
+        let is_waiting = plan.desired != *desired && app.is_activated && app.state != SwState::Running;
+        if is_changed || is_waiting {
+            app.faults.push(fault.clone());
+        }
+    }
+    status
 }
 
 fn subscribe(service: &mut Service) {
@@ -130,12 +153,18 @@ impl Published {
         self.replace::<topics::NetworkDesired, _>(service, networks);
         self.replace::<topics::VifsDesired, _>(service, vifs);
         self.replace::<topics::AppDesired, _>(service, apps);
-        let Status { apps, content, volumes, networks, applied } = &plan.status;
+        self.publish_status(service, &plan.status);
+        let applied = plan.status.applied.clone();
+        self.replace::<topics::ConfigApplied, _>(service, &BTreeMap::from([(Empty, applied)]));
+    }
+
+    /// All but that the config is applied.
+    fn publish_status(&mut self, service: &mut Service, status: &Status) {
+        let Status { apps, content, volumes, networks, applied: _ } = status;
         self.replace::<topics::AppStatus, _>(service, apps);
         self.replace::<topics::ContentStatus, _>(service, content);
         self.replace::<topics::VolumeStatus, _>(service, volumes);
         self.replace::<topics::NetworkStatus, _>(service, networks);
-        self.replace::<topics::ConfigApplied, _>(service, &BTreeMap::from([(Empty, applied.clone())]));
     }
 
     /// Publishes all of a map: what stood there before and is not in it goes.
@@ -169,5 +198,78 @@ struct Empty;
 impl std::fmt::Display for Empty {
     fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::config::VirtualizationMode;
+    use model::desired::AppDesired;
+    use model::id::{AppId, VolumeKey};
+    use model::reason::Reason;
+    use model::status::{AppStatus, ConfigApplied};
+
+    /// On every Linux.
+    const ENOSPC: i32 = 28;
+
+    fn id(last: u8) -> AppId {
+        format!("60000000-0000-4000-8000-0000000000{last:02}").parse().unwrap()
+    }
+
+    fn order(last: u8, instance: u64) -> (AppId, AppDesired) {
+        let order = AppDesired {
+            app: id(last),
+            name: "app".into(),
+            instance,
+            mode: VirtualizationMode::NoHyper,
+            memory_bytes: 0,
+            vcpus: 1,
+            root: VolumeKey { id: model::id::VolumeId(id(last).0), generation: 0 },
+            image: Default::default(),
+            layers: vec![],
+            vif_count: 0,
+            dns: vec![],
+            user_data: None,
+        };
+        (id(last), order)
+    }
+
+    #[test]
+    fn while_a_plan_cannot_be_saved_those_it_would_change_are_told_why() {
+        let status = |last: u8, state, is_activated| {
+            (id(last), AppStatus { state, is_activated, ..AppStatus::gone(id(last)) })
+        };
+        // 1 runs and stays, 2 runs and is to change, 3 is to come, 4 is off
+        let apps = BTreeMap::from([
+            status(1, SwState::Running, true),
+            status(2, SwState::Running, true),
+            status(3, SwState::Initial, true),
+            status(4, SwState::Halted, false),
+        ]);
+        let applied = ConfigApplied {
+            version: "2".into(),
+            timestamp: None,
+            items: vec![],
+            is_maintenance: false,
+            reboot_counter: 0,
+            shutdown_counter: 0,
+        };
+        let (content, volumes, networks) = Default::default();
+        let status = Status { apps, content, volumes, networks, applied };
+        let before = Desired { apps: BTreeMap::from([order(1, 1), order(2, 1)]), ..Desired::default() };
+        let desired =
+            Desired { apps: BTreeMap::from([order(1, 1), order(2, 2), order(3, 1)]), ..Desired::default() };
+        let plan = Plan { desired, status, memory: Memory::default() };
+        let source = std::io::Error::from_raw_os_error(ENOSPC);
+        let fault = StateError::Write { path: "state".into(), source }.fault();
+        assert_eq!(fault.reason, Reason::DiskFull);
+        let told = |desired: &Desired| -> Vec<bool> {
+            let status = without_change(&plan, desired, &fault);
+            status.apps.values().map(|app| app.faults == [fault.clone()]).collect()
+        };
+        assert_eq!(told(&before), [false, true, true, false]);
+        // only memory is to be written: nobody waits
+        assert_eq!(told(&plan.desired), [false; 4]);
     }
 }

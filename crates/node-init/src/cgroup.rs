@@ -9,6 +9,7 @@
 //! Limits that the machine cannot set (a controller is missing) are said once and left out: hosted mode takes what
 //! the host has. Groups are removed with everything that still runs in them.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -62,12 +63,11 @@ struct Quota {
 }
 
 impl Cgroups {
-    /// Finds out what the machine has and makes the node's group. One that an earlier init left is emptied first.
+    /// Finds out what the machine has and makes the node's group, if an earlier init did not leave one.
     pub fn open(instance: &str) -> Result<Cgroups, CgroupError> {
         let is_v2 = Path::new(MOUNT).join("cgroup.controllers").exists();
         let version = if is_v2 { Version::V2 } else { Version::V1 };
         let mut groups = Cgroups { version, instance: format!("selvedge-{instance}"), missing: Vec::new() };
-        groups.remove("")?;
         groups.make("", Quota::default())?;
         groups.delegate(Path::new(MOUNT));
         for dir in groups.dirs("") {
@@ -156,6 +156,30 @@ impl Cgroups {
             }
         }
         Ok(())
+    }
+
+    /// Names of the groups in the node's.
+    pub fn children(&self) -> BTreeSet<String> {
+        let entries = self.dirs("").into_iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
+        let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        dirs.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    }
+
+    /// Processes that are in the group in every hierarchy, not counting groups below it.
+    pub fn members(&self, name: &str) -> BTreeSet<i32> {
+        let numbers = |dir: PathBuf| pids(&dir).into_iter().map(|pid| pid.as_raw_nonzero().get()).collect();
+        let sets = self.dirs(name).into_iter().map(numbers);
+        sets.reduce(|all: BTreeSet<i32>, one| all.intersection(&one).copied().collect()).unwrap_or_default()
+    }
+
+    /// Nothing runs in the group and below it.
+    pub fn is_empty(&self, name: &str) -> bool {
+        self.dirs(name).iter().all(|dir| is_empty_tree(dir))
+    }
+
+    /// A directory that stands for the node as a whole.
+    pub fn top(&self) -> PathBuf {
+        self.dirs("").into_iter().next().unwrap_or_else(|| PathBuf::from(MOUNT))
     }
 
     /// CPU time the group used.
@@ -286,6 +310,12 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
         }
     }
     fs::remove_dir(dir)
+}
+
+fn is_empty_tree(dir: &Path) -> bool {
+    let below = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut groups = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    pids(dir).is_empty() && groups.all(|entry| is_empty_tree(&entry.path()))
 }
 
 fn pids(dir: &Path) -> Vec<Pid> {

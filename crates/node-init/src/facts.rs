@@ -6,6 +6,9 @@ use std::path::Path;
 
 use model::observed::NodeObserved;
 use model::time::WallTime;
+use service::durable;
+
+use crate::heartbeat::State;
 
 /// Bytes taken of one fact.
 const MAX_FACT_BYTES: usize = 128;
@@ -37,32 +40,51 @@ pub fn node(restart_counter: u32, given_serial: String) -> NodeObserved {
     }
 }
 
-/// Adds one to the starts counted in the node's own directory under persist.
-pub fn count_start(dir: &Path) -> std::io::Result<u32> {
-    let path = dir.join("starts");
-    let before = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<u32>().ok());
+/// Adds one to the starts counted in the node's own directory under persist. One that could not be written down counts for
+/// this start alone.
+pub fn count_start(dir: &Path) -> (u32, std::io::Result<()>) {
+    let before = fs::read_to_string(dir.join("starts")).ok().and_then(|text| text.trim().parse::<u32>().ok());
     let count = before.map_or(0, |before| before.saturating_add(1));
-    let new = dir.join("starts.new");
-    fs::write(&new, format!("{count}\n"))?;
-    fs::File::open(&new)?.sync_all()?;
-    fs::rename(new, path)?;
-    Ok(count)
+    (count, durable::replace(dir, "starts", format!("{count}\n").as_bytes()))
 }
 
 /// A serial number of our own, made once and kept: machines without firmware tables have none, and a node that names
-/// none cannot register.
-pub fn given_serial(dir: &Path) -> std::io::Result<String> {
-    let path = dir.join("serial");
-    let kept = read(&path.to_string_lossy());
+/// none cannot register. One that could not be written down is not used, as the next start would make another.
+pub fn given_serial(dir: &Path) -> (String, std::io::Result<()>) {
+    let kept = read(&dir.join("serial").to_string_lossy());
     if !kept.is_empty() {
-        return Ok(kept);
+        return (kept, Ok(()));
     }
     let made = read("/proc/sys/kernel/random/uuid");
-    let new = dir.join("serial.new");
-    fs::write(&new, format!("{made}\n"))?;
-    fs::File::open(&new)?.sync_all()?;
-    fs::rename(new, path)?;
-    Ok(made)
+    match durable::replace(dir, "serial", format!("{made}\n").as_bytes()) {
+        Ok(()) => (made, Ok(())),
+        Err(error) => (String::new(), Err(error)),
+    }
+}
+
+/// Of its main thread.
+pub fn state_of(pid: i32) -> State {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name before it may hold anything, parentheses too.
+    match stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()) {
+        Some('T') => State::Stopped,
+        Some('D') => State::WaitsForDisk,
+        _ => State::Other,
+    }
+}
+
+/// Of the process that is told of its end.
+pub fn parent_of(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// The four user ids and the four group ids of a process.
+pub fn ids_of(pid: i32) -> Option<[u32; 8]> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+    let ids = line("Uid:")?.split_whitespace().chain(line("Gid:")?.split_whitespace());
+    ids.map(|id| id.parse().ok()).collect::<Option<Vec<u32>>>()?.try_into().ok()
 }
 
 /// Resident bytes of a process.
@@ -131,7 +153,11 @@ mod tests {
     #[test]
     fn starts_are_counted_from_zero() {
         let dir = tempfile::tempdir().unwrap();
-        let count = || count_start(dir.path()).unwrap();
+        let count = || {
+            let (count, written) = count_start(dir.path());
+            written.unwrap();
+            count
+        };
         assert_eq!([count(), count(), count()], [0, 1, 2]);
         fs::write(dir.path().join("starts"), "torn").unwrap();
         assert_eq!(count(), 0);

@@ -46,6 +46,8 @@ pub(crate) struct Cage {
     uid: u32,
     capabilities: Vec<u32>,
     has_user_namespace: bool,
+    /// It gets a duplicate of init's own end of the pair, for the next init.
+    outlives_init: bool,
     cgroup_procs: Vec<PathBuf>,
 }
 
@@ -172,6 +174,7 @@ pub(crate) fn cage(
             .filter_map(|capability| capability_number(&capability.name))
             .collect(),
         has_user_namespace: manifest.has_user_namespace(),
+        outlives_init: manifest.outlives_init(),
         cgroup_procs,
     })
 }
@@ -198,9 +201,13 @@ pub(crate) fn spawn(cage: &Cage, network: Network) -> Result<Spawned, SpawnError
         return Err(SpawnError::Os { call: "clone", source: io::Error::last_os_error() });
     }
     if pid == 0 {
-        let inherited =
-            child::Inherited { control: child_control.into(), output: child_output, words: child_words };
-        drop((control, words, output));
+        let inherited = child::Inherited {
+            control: child_control.into(),
+            returned: cage.outlives_init.then(|| control.into()),
+            output: child_output,
+            words: child_words,
+        };
+        drop((words, output));
         child::become_service(cage, inherited);
     }
     drop((child_control, child_words, child_output));

@@ -4,18 +4,21 @@
 //! ```text
 //! service   waiting ─ its time has come ─▶ running ─ dies ─▶ waiting (backoff)
 //! shim      ─ run asks ─▶ running ─ dies or run asks ─▶ gone, with all that ran in its control group
+//!             (lives already when an init before this one was killed: taken over)
 //! node      serving ─ SIGTERM or SIGINT ─▶ stopping: run, shims, the others, log, bus ─▶ nothing left
 //! ```
 //!
-//! One thread, one poll. Blocking work is bounded: building a cage, emptying a control group.
+//! A running process that does not answer init is ended, and so started again (`health`). One thread, one poll. Blocking
+//! work is bounded: building a cage, emptying a control group.
 
+mod health;
 mod process;
 mod shims;
 mod stop;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ipc::boot::Role;
@@ -26,8 +29,10 @@ use model::observed;
 use model::time::MonoMs;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use service::bus::Bus;
+use service::log::Shown;
 use service::{IncomingCall, clock, log};
 
+use crate::adopt::{self, Claim};
 use crate::args::Options;
 use crate::cgroup::{CgroupError, Cgroups};
 use crate::spawn::{self, Roots, SpawnError};
@@ -39,8 +44,6 @@ use stop::Stopping;
 
 /// Memory and CPU of services are looked at this often.
 const LOOK_S: u64 = 30;
-/// A process that is not confined and ready by then is broken.
-const READY_S: u64 = 60;
 
 /// Why there is no node.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +60,8 @@ pub enum InitError {
     Os { call: &'static str, source: std::io::Error },
     #[error("no channel")]
     Channel(#[from] FrameError),
+    #[error("another init runs the node that has {}: stop that one first", path.display())]
+    Claimed { path: PathBuf, source: rustix::io::Errno },
 }
 
 /// Which process: service and, for a shim, app id.
@@ -77,6 +82,7 @@ struct Init {
     signals: OwnedFd,
     next_look: MonoMs,
     stopping: Option<Stopping>,
+    _claims: [Claim; 2],
 }
 
 /// What a descriptor in the poll belongs to.
@@ -97,6 +103,7 @@ pub fn run(mut options: Options) -> Result<(), InitError> {
     }
     crate::anchor::leave_chroot()?;
     let mut init = Init::new(options)?;
+    init.take_over();
     for service in init.order.clone() {
         init.start((service, String::new()));
     }
@@ -126,20 +133,28 @@ impl Init {
         };
         directory(&roots.run.join("root"))?;
         let own = directory(&roots.persist.join(INIT))?;
+        let claim = |path: &Path| {
+            adopt::claim(path).map_err(|source| InitError::Claimed { path: path.to_path_buf(), source })
+        };
+        let own_claim = claim(&own)?;
         let bins = match &options.bins {
             Some(dir) => directory(dir)?,
             None => beside_this()?,
         };
         let signals = signal_fd()?;
-        let restart_counter =
-            facts::count_start(&own).map_err(|source| InitError::Directory { path: own.clone(), source })?;
-        let serial =
-            facts::given_serial(&own).map_err(|source| InitError::Directory { path: own.clone(), source })?;
+        let (restart_counter, counted) = facts::count_start(&own);
+        let (serial, kept) = facts::given_serial(&own);
         let cgroups = Cgroups::open(&options.instance)?;
+        let group_claim = claim(&cgroups.top())?;
         let order: Vec<String> =
             all.iter().filter(|m| m.instances == Instances::One).map(|m| m.name.clone()).collect();
         if order.iter().any(|name| name == "log") {
             log::launched();
+            log::show(if options.is_verbose { Shown::All } else { Shown::WithoutLog });
+        }
+        // A full disk is no reason for apps not to run.
+        for error in [counted, kept].into_iter().filter_map(Result::err) {
+            log::error(format_args!("{} cannot be written: {error}", own.display()));
         }
         let mut bus = Bus::default();
         publish::<NodeObserved>(&mut bus, "", &facts::node(restart_counter, serial));
@@ -158,6 +173,7 @@ impl Init {
             signals,
             next_look: clock::mono().plus_s(LOOK_S),
             stopping: None,
+            _claims: [own_claim, group_claim],
         })
     }
 
@@ -188,9 +204,12 @@ impl Init {
     }
 
     fn deadline(&self) -> MonoMs {
+        if let Some(stopping) = &self.stopping {
+            return stopping.deadline();
+        }
         let starts = self.processes.values().filter_map(Process::start_at);
-        let stop = self.stopping.as_ref().map(Stopping::deadline);
-        starts.chain(stop).min().unwrap_or(self.next_look).min(self.next_look)
+        let looks = self.processes.values().filter_map(|process| Some(process.running()?.deadline()));
+        starts.chain(looks).fold(self.next_look, MonoMs::min)
     }
 
     fn wait(&self, wait_ms: u64) -> Vec<Source> {
@@ -238,12 +257,7 @@ impl Init {
         for name in due {
             self.start(name);
         }
-        for (name, process) in &mut self.processes {
-            if process.running().is_some_and(|r| !r.is_ready && r.started.plus_s(READY_S) <= now) {
-                log::error(format_args!("{} is not ready after {READY_S} s: ended", name.0));
-                process.kill();
-            }
-        }
+        self.look_at_health(now);
         if self.next_look <= now {
             self.next_look = now.plus_s(LOOK_S);
             let names: Vec<Name> = self.processes.keys().cloned().collect();
@@ -257,9 +271,10 @@ impl Init {
     fn start(&mut self, name: Name) {
         let Some(manifest) = self.manifest(&name.0) else { return };
         let group = name.0.clone();
-        let started = self
-            .cgroups
-            .make_service(&group, manifest.limits)
+        // Two of it must never run: whatever is left of the last one goes before.
+        let cleared = self.cgroups.remove(&group);
+        let started = cleared
+            .and_then(|()| self.cgroups.make_service(&group, manifest.limits))
             .map_err(|error| error.to_string())
             .and_then(|()| self.spawn(&manifest, &group).map_err(|error| chain(&error)));
         self.say_missing();
@@ -409,7 +424,7 @@ impl Init {
                     show(format_args!("{title}: {line}\n"));
                 }
                 // Its own lines would come back to log for ever.
-                if name.0 != "log" {
+                if name.0 != "log" && has_log {
                     log::service_line(&title, line);
                 }
             });

@@ -123,32 +123,50 @@ impl Node {
             fs::write(dir.join("manifests").join(format!("{name}.toml")), &text).unwrap();
             manifests.insert(name.to_string(), Manifest::parse(&text).unwrap());
         }
+        let init = Node::launch(&dir).spawn().unwrap();
+        Node { dir, init, manifests }
+    }
+
+    /// The command that runs init.
+    fn launch(dir: &Path) -> Command {
         let path = |name: &str| dir.join(name).into_os_string();
-        let init = Command::new("unshare")
-            .arg("--net")
+        let mut init = Command::new("unshare");
+        init.arg("--net")
             .arg(env!("CARGO_BIN_EXE_selvedge-init"))
             .args(["--hosted", "--instance", &format!("test{}", std::process::id())])
             .args(["--config".into(), path("config"), "--persist".into(), path("persist")])
             .args(["--run".into(), path("run"), "--bins".into(), path("bins")])
-            .args(["--manifests".into(), path("manifests")])
-            .spawn()
-            .unwrap();
-        Node { dir, init, manifests }
+            .args(["--manifests".into(), path("manifests")]);
+        init
+    }
+
+    /// Processes in the node's control groups.
+    fn pids() -> Vec<i32> {
+        let group = format!("/selvedge-test{}/", std::process::id());
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        all.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(|pid| {
+                fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.contains(&group))
+            })
+            .collect()
     }
 
     fn pid(&self, service: &str) -> Option<i32> {
         let bin = &self.manifests[service].bin;
-        let children = format!("/proc/{0}/task/{0}/children", self.init.id());
-        let children = fs::read_to_string(children).unwrap();
-        children.split_whitespace().map(|pid| pid.parse::<i32>().unwrap()).find(|pid| {
+        Node::pids().into_iter().find(|pid| {
             fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(bin))
         })
     }
 
+    /// init dies as by a fault.
+    fn kill_init(&mut self) {
+        self.init.kill().unwrap();
+        self.init.wait().unwrap();
+    }
+
     fn kill(&self, service: &str) {
         let pid = until(service, || self.pid(service));
-        let status = Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
-        assert!(status.success());
+        signal(pid, "KILL");
         until(service, || self.pid(service).filter(|new| *new != pid));
     }
 
@@ -197,8 +215,16 @@ impl Drop for Node {
             let _ = Command::new("kill").arg(self.init.id().to_string()).status();
             let _ = self.init.wait();
         }
+        // After a failure between two inits.
+        for pid in Node::pids() {
+            let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+        }
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+fn signal(pid: i32, name: &str) {
+    assert!(Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().unwrap().success());
 }
 
 fn bin_dir() -> PathBuf {
@@ -235,7 +261,7 @@ fn is(what: bool) -> Option<()> {
 #[test]
 #[ignore = "needs root"]
 fn a_hosted_node_runs_confined_services_and_survives_the_death_of_each() {
-    let node = Node::start();
+    let mut node = Node::start();
     until("first view", || is(node.seen().last()? == "start-0,stays synced=true"));
     until("calls", || is(node.good_calls() > 3));
     until("facts of init", || {
@@ -290,12 +316,27 @@ fn a_hosted_node_runs_confined_services_and_survives_the_death_of_each() {
         until("running again", || node.pid(name));
         check_confinement(&node, name);
     }
-    shim_outlives_run_and_log(&node);
+    a_second_init_is_refused(&node);
+    a_stopped_service_is_started_again(&node);
+    a_shim_outlives_run_and_init_and_leaves_nothing(&mut node);
     node.stop();
 }
 
-/// The shim that run had started answers the next run; ended on request, it leaves nothing.
-fn shim_outlives_run_and_log(node: &Node) {
+fn a_second_init_is_refused(node: &Node) {
+    let second = Node::launch(&node.dir).output().unwrap();
+    let text = String::from_utf8_lossy(&second.stderr);
+    assert!(!second.status.success() && text.contains("another init runs the node"), "{text}");
+}
+
+fn a_stopped_service_is_started_again(node: &Node) {
+    let pid = node.pid("net").unwrap();
+    signal(pid, "STOP");
+    until("another net", || node.pid("net").filter(|new| *new != pid));
+    until("the reason is logged", || is(node.log_holds("net is stopped by a signal and does not answer")));
+}
+
+/// The shim that run had started answers the next run, also that of the next init; ended on request, it leaves nothing.
+fn a_shim_outlives_run_and_init_and_leaves_nothing(node: &mut Node) {
     let state = node.dir.join("persist/run");
     let said = || fs::read_to_string(state.join("said")).unwrap_or_default();
     let shim = until("a shim", || node.pid("shim"));
@@ -311,11 +352,40 @@ fn shim_outlives_run_and_log(node: &Node) {
     assert_eq!(fs::read_to_string(state.join("found")).unwrap(), "1");
     assert_eq!(node.pid("shim"), Some(shim));
     until("the app's line", || is(node.dir.join("persist/log").join(APP).exists()));
+
+    // A shim that someone stopped is told to continue: its end would be its app's.
+    let state_of = |pid: i32| fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    signal(shim, "STOP");
+    until("stopped", || is(state_of(shim).contains("State:\tT")));
+    until("continued", || is(!state_of(shim).contains("State:\tT")));
+
+    for asked in 3..6 {
+        // Once one is stopped, which cannot end by itself when init does.
+        let stopped = node.pid("net").filter(|_| asked == 4).inspect(|net| signal(*net, "STOP"));
+        node.kill_init();
+        until("the services' end", || {
+            is(Node::pids().into_iter().all(|pid| [shim, app].contains(&pid) || Some(pid) == stopped))
+        });
+        assert_eq!(Node::pids().len(), 2 + usize::from(stopped.is_some()));
+        node.init = Node::launch(&node.dir).spawn().unwrap();
+        until("an answer to the run of the next init", || is(said().ends_with(&format!("asked {asked}"))));
+        assert_eq!(fs::read_to_string(state.join("found")).unwrap(), "1");
+        assert_eq!(node.pid("shim"), Some(shim));
+        assert!(said().contains(&format!("app {app} ")));
+        until("it is said", || {
+            is(node.log_holds(&format!("app {APP} of the init before this one is taken over")))
+        });
+    }
     fs::write(state.join("kill"), "").unwrap();
     until("killed", || is(state.join("killed").exists()));
     until("closed", || is(state.join("closed").exists()));
-    until("the app's end", || is(!Path::new(&format!("/proc/{app}")).exists()));
+    until("the app's end", || is(!Path::new(&format!("/proc/{app}")).exists() || is_zombie(app)));
     until("the shim's end", || is(node.pid("shim").is_none()));
+}
+
+/// It ended, and whoever it was left to has not yet looked.
+fn is_zombie(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
 }
 
 /// Compares what the kernel says of a process with its manifest.

@@ -98,7 +98,7 @@ impl World {
         let dir_fd: OwnedFd = fs::File::open(&group).unwrap().into();
         init.send(&FromInit::Fd { name: name.into() }, &[dir_fd.as_fd()], SOON).unwrap();
         init.send(&FromInit::Go, &[], SOON).unwrap();
-        let (ToInit::Ready, _) = init.recv::<ToInit>(SOON).unwrap();
+        assert!(matches!(init.recv::<ToInit>(SOON).unwrap(), (ToInit::Ready, _)));
         let world = World { dir, shim, init, run, log, group: Some(group) };
         assert_eq!(world.status().phase, ShimPhase::Idle, "it speaks first");
         world

@@ -2,15 +2,17 @@
 //! The pair to init, and the lines to other processes that come over it.
 //!
 //! Any thread that waits for a restarted callee may take init's messages: those for lines and log are done at once,
-//! all others wait for the main loop.
+//! all others wait for the main loop. A ping is answered by the main thread alone, in its loop or while it waits for an
+//! answer of another process: the answer says that this very thread goes on.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
-use ipc::boot::{CallFrame, FromInit, Role};
+use ipc::boot::{CallFrame, FromInit, Role, ToInit};
 use ipc::frame::{Channel, FrameError, Payload};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -27,6 +29,7 @@ type Answer = (Vec<u8>, Vec<OwnedFd>);
 pub(crate) enum Message {
     Channel(Role, Channel),
     Fd(String, OwnedFd),
+    Ping,
     Stop,
 }
 
@@ -37,6 +40,7 @@ pub(crate) struct Control {
     allowed: BTreeSet<String>,
     is_stopping: AtomicBool,
     wake: OwnedFd,
+    main_thread: ThreadId,
 }
 
 #[derive(Debug)]
@@ -47,6 +51,7 @@ struct Init {
 }
 
 impl Control {
+    /// Made by the main thread.
     pub(crate) fn new(init: Channel, allowed: BTreeSet<String>, wake: OwnedFd) -> Control {
         let init = Init { channel: Arc::new(init), messages: VecDeque::new(), is_closed: false };
         Control {
@@ -55,6 +60,7 @@ impl Control {
             allowed,
             is_stopping: AtomicBool::new(false),
             wake,
+            main_thread: std::thread::current().id(),
         }
     }
 
@@ -87,6 +93,7 @@ impl Control {
                 None
             }
             FromInit::Fd { name } => Some(Message::Fd(name, fds.pop()?)),
+            FromInit::Ping => Some(Message::Ping),
             FromInit::Stop => {
                 self.is_stopping.store(true, Ordering::Relaxed);
                 Some(Message::Stop)
@@ -111,11 +118,28 @@ impl Control {
                     None
                 }
             };
-            if let Some(message) = message {
+            if matches!(message, Some(Message::Ping)) && self.is_main_thread() {
+                pong(&init.channel);
+            } else if let Some(message) = message {
                 init.messages.push_back(message);
                 // The eventfd only wakes the main loop; when it is full it does so anyway.
                 let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
             }
+        }
+    }
+
+    pub(crate) fn pong(&self) {
+        pong(&lock(&self.init).channel);
+    }
+
+    fn is_main_thread(&self) -> bool {
+        std::thread::current().id() == self.main_thread
+    }
+
+    /// While the main thread waits for another process it still answers init.
+    fn pump_on_main_thread(&self) {
+        if self.is_main_thread() {
+            self.pump();
         }
     }
 
@@ -208,7 +232,7 @@ impl Line {
                 Err(FrameError::TimedOut) => return Err(CallError::TimedOut { callee }),
                 Err(source) => return Err(CallError::Frame { callee, source }),
             }
-            if let Some(answer) = self.answered(callee, id, &channel, generation, deadline)? {
+            if let Some(answer) = self.answered(control, callee, id, &channel, generation, deadline)? {
                 return Ok(answer);
             }
         }
@@ -257,6 +281,7 @@ impl Line {
     /// The answer, or nothing when the channel broke and the question must be asked again.
     fn answered(
         &self,
+        control: &Control,
         callee: &'static str,
         id: u64,
         channel: &Channel,
@@ -277,12 +302,15 @@ impl Line {
             }
             if state.is_read {
                 let slice = left.min(SLICE);
-                (state, _) = self.changed.wait_timeout(state, slice).unwrap_or_else(PoisonError::into_inner);
+                drop(self.changed.wait_timeout(state, slice).unwrap_or_else(PoisonError::into_inner));
+                control.pump_on_main_thread();
+                state = lock(&self.state);
                 continue;
             }
             state.is_read = true;
             drop(state);
             wait_readable(channel.as_fd(), left.min(SLICE));
+            control.pump_on_main_thread();
             let received = channel.try_recv_payload();
             state = lock(&self.state);
             state.is_read = false;
@@ -312,6 +340,11 @@ impl Line {
             state.channel = None;
         }
     }
+}
+
+/// An init that does not read is dying; its next one asks again.
+fn pong(init: &Channel) {
+    let _ = init.try_send(&ToInit::Pong, &[]);
 }
 
 fn decode_answer(

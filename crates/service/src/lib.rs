@@ -15,6 +15,7 @@ mod call;
 pub mod clock;
 mod confine;
 mod control;
+pub mod durable;
 pub mod log;
 mod numbers;
 mod run;

@@ -2,16 +2,19 @@
 //! Log lines of this process, from any thread, to the process log.
 //!
 //! A line never waits: while log is full or being restarted, up to [`QUEUE_LINES`] lines are kept and the rest are
-//! counted as lost. Before the process was taken over, lines go to stderr, which init forwards.
+//! counted as lost. Before the process was taken over, lines go to stderr, which init forwards. init itself is there before
+//! log and after it: it shows its lines to a human itself ([`show`]).
 
 use std::collections::VecDeque;
 use std::fmt::Arguments;
+use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipc::boot::{LogFrame, LogOrigin};
 use ipc::frame::{Channel, FrameError};
 use ipc::limits::MAX_LOG_LINE_BYTES;
 use model::log::LogSeverity;
+use model::time::WallTime;
 
 use crate::clock;
 
@@ -24,10 +27,25 @@ struct Sink {
     is_launched: bool,
     queue: VecDeque<LogFrame>,
     lost: u32,
+    shown: Shown,
 }
 
-static SINK: Mutex<Sink> =
-    Mutex::new(Sink { channel: None, is_launched: false, queue: VecDeque::new(), lost: 0 });
+/// Which lines of this process are shown on its own stderr besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    None,
+    /// Warnings and errors while there is no log to take them.
+    WithoutLog,
+    All,
+}
+
+static SINK: Mutex<Sink> = Mutex::new(Sink {
+    channel: None,
+    is_launched: false,
+    queue: VecDeque::new(),
+    lost: 0,
+    shown: Shown::None,
+});
 
 pub fn error(text: Arguments<'_>) {
     write(LogSeverity::Error, text);
@@ -87,6 +105,25 @@ pub fn launched() {
     lock().is_launched = true;
 }
 
+/// For init: what of its lines goes to stderr, in the form of [`human_line`].
+pub fn show(shown: Shown) {
+    lock().shown = shown;
+}
+
+/// A line for a human who looks on. The time is UTC, to the microsecond: fine enough to see what waited for what.
+pub fn human_line(at: WallTime, source: &str, severity: LogSeverity, content: &str) -> String {
+    let severity = match severity {
+        LogSeverity::Debug => "debug",
+        LogSeverity::Info => "info",
+        LogSeverity::Warning => "warn",
+        LogSeverity::Error => "error",
+    };
+    let second = at.seconds.rem_euclid(24 * 60 * 60);
+    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    let micros = at.nanos / 1_000;
+    format!("{hour:02}:{minute:02}:{second:02}.{micros:06} {source:<8} {severity:<5} {content}\n")
+}
+
 /// The channel to log; replaces the one before.
 pub fn install(channel: Channel) {
     let mut sink = lock();
@@ -110,17 +147,27 @@ fn push(severity: LogSeverity, content: String, origin: LogOrigin) {
     if !sink.is_launched {
         drop(sink);
         // stderr may be closed; a lost line is no reason to fail.
-        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{severity:?}: {content}\n"));
+        let _ = writeln!(std::io::stderr(), "{severity:?}: {content}");
         return;
     }
     sink.flush();
+    let (at, content) = (clock::wall_time(), cut(content));
+    let is_shown = match sink.shown {
+        Shown::None => false,
+        Shown::WithoutLog => sink.channel.is_none() && severity >= LogSeverity::Warning,
+        Shown::All => true,
+    };
+    if is_shown {
+        let source = if let LogOrigin::Service { name } = &origin { name } else { "init" };
+        // As above.
+        let _ = std::io::stderr().write_all(human_line(at, source, severity, &content).as_bytes());
+    }
     if sink.queue.len() >= QUEUE_LINES {
         sink.lost = sink.lost.saturating_add(1);
         return;
     }
     let lost = std::mem::take(&mut sink.lost);
-    let content = cut(content);
-    sink.queue.push_back(LogFrame { severity, at: clock::wall_time(), content, origin, lost });
+    sink.queue.push_back(LogFrame { severity, at, content, origin, lost });
     sink.flush();
 }
 
@@ -149,6 +196,14 @@ fn lock() -> MutexGuard<'static, Sink> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_for_a_human_has_the_time_of_day_in_utc() {
+        let line = |seconds, nanos| human_line(WallTime { seconds, nanos }, "net", LogSeverity::Info, "up");
+        assert_eq!(line(0, 0), "00:00:00.000000 net      info  up\n");
+        assert_eq!(line(1_700_000_000, 1_234_999), "22:13:20.001234 net      info  up\n");
+        assert_eq!(line(-1, 0), "23:59:59.000000 net      info  up\n");
+    }
 
     #[test]
     fn a_long_line_is_cut_at_a_character() {

@@ -395,6 +395,7 @@ impl<W: Send + 'static> Service<W> {
         while let Some(message) = self.control().take_message() {
             match message {
                 Message::Stop => self.ready.push_back(Event::Stop),
+                Message::Ping => self.control().pong(),
                 Message::Fd(name, fd) => {
                     self.fds.insert(name, fd);
                 }

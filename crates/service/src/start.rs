@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipc::boot::{FromInit, INIT_FD, Launch, ToInit};
+use ipc::boot::{FromInit, INIT_FD, Launch, RETURN_FD, ToInit};
 use ipc::frame::{Channel, FrameError};
 use ipc::manifest::Manifest;
 use rustix::event::{EventfdFlags, eventfd};
@@ -75,12 +75,15 @@ pub struct Launched {
     pub dirs: Dirs,
     pub(crate) control: Arc<Control>,
     pub(crate) wake: OwnedFd,
+    /// init's own end of the pair: held, so that the pair outlives init, and never used.
+    _returned: Option<OwnedFd>,
 }
 
 impl Launched {
     /// Takes the launch message and everything up to Go, then confines the process.
     pub(crate) fn receive(name: &'static str) -> Result<Launched, StartError> {
-        let init = inherited().ok_or(StartError::NotLaunched)?;
+        let init = Channel::from(inherited(INIT_FD).ok_or(StartError::NotLaunched)?);
+        let returned = inherited(RETURN_FD);
         let (first, _) = init.recv::<FromInit>(LAUNCH_TIMEOUT)?;
         let FromInit::Launch(launch) = first else {
             return Err(FrameError::Malformed { what: "the first is no launch message" }.into());
@@ -109,21 +112,22 @@ impl Launched {
         let dirs = Dirs::of(&launch.manifest);
         confine(&launch.manifest)?;
         channel.send(&ToInit::Ready, &[], LAUNCH_TIMEOUT)?;
-        Ok(Launched { name, launch: *launch, dirs, control, wake })
+        let _returned = returned.filter(|_| launch.manifest.outlives_init());
+        Ok(Launched { name, launch: *launch, dirs, control, wake, _returned })
     }
 }
 
-/// The descriptor init left, when it is a socket.
-fn inherited() -> Option<Channel> {
+/// A descriptor init left, when it is a socket.
+fn inherited(number: i32) -> Option<OwnedFd> {
     // SAFETY: the descriptor is only looked at; a closed one is an error of fstat.
-    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(INIT_FD) };
+    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
     let stat = rustix::fs::fstat(fd).ok()?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
         return None;
     }
     rustix::io::fcntl_setfd(fd.as_fd(), FdFlags::CLOEXEC).ok()?;
-    // SAFETY: it is open, and this is called once, first in main, before anything else could own it.
-    Some(Channel::from(unsafe { OwnedFd::from_raw_fd(INIT_FD) }))
+    // SAFETY: it is open, and this is called once per number, first in main, before anything else could own it.
+    Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// A panic of any thread is logged and ends the process: init starts it again, half a process helps nobody.

@@ -10,14 +10,14 @@
 //! | `floor` | seconds since 1970 that the clock cannot be before: the latest signed timestamp |
 //! | `queue/*` | info messages the controller does not have yet |
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use model::id::DeviceId;
 use node_core::upload::Urgency;
+use service::durable::replace;
 
 /// Largest file read: a config answer with its certificates.
 const MAX_FILE_BYTES: u64 = 12 * 1024 * 1024;
@@ -61,7 +61,7 @@ impl Disk {
     }
 
     pub fn save_device(&self, device: DeviceId) -> io::Result<()> {
-        write(&self.dir, "uuid", format!("{device}\n").as_bytes())
+        replace(&self.dir, "uuid", format!("{device}\n").as_bytes())
     }
 
     pub fn certs(&self) -> Option<Vec<u8>> {
@@ -69,7 +69,7 @@ impl Disk {
     }
 
     pub fn save_certs(&self, certs: &[u8]) -> io::Result<()> {
-        write(&self.dir, "certs", certs)
+        replace(&self.dir, "certs", certs)
     }
 
     pub fn floor_s(&self) -> i64 {
@@ -77,7 +77,7 @@ impl Disk {
     }
 
     pub fn save_floor(&self, seconds: i64) -> io::Result<()> {
-        write(&self.dir, "floor", format!("{seconds}\n").as_bytes())
+        replace(&self.dir, "floor", format!("{seconds}\n").as_bytes())
     }
 
     /// The saved configs, the one in force first.
@@ -93,9 +93,9 @@ impl Disk {
             .and_then(|meta| meta.modified())
             .is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age < BACKUP_AGE));
         if !is_fresh && let Some(before) = read(&self.dir.join("lastconfig")) {
-            write(&self.dir, "lastconfig.bak", &before)?;
+            replace(&self.dir, "lastconfig.bak", &before)?;
         }
-        write(&self.dir, "lastconfig", &config.to_bytes())
+        replace(&self.dir, "lastconfig", &config.to_bytes())
     }
 
     /// All messages that were not delivered.
@@ -112,7 +112,7 @@ impl Disk {
             fs::create_dir(&dir)?;
             File::open(&self.dir)?.sync_all()?;
         }
-        write(&dir, &file_name(&info.key), &info.to_bytes())
+        replace(&dir, &file_name(&info.key), &info.to_bytes())
     }
 
     /// A message that is delivered; after a power cut it may be sent again, which does no harm.
@@ -186,15 +186,6 @@ fn read(path: &Path) -> Option<Vec<u8>> {
     let mut content = Vec::new();
     File::open(path).ok()?.take(MAX_FILE_BYTES + 1).read_to_end(&mut content).ok()?;
     (content.len() as u64 <= MAX_FILE_BYTES).then_some(content)
-}
-
-fn write(dir: &Path, name: &str, content: &[u8]) -> io::Result<()> {
-    let temporary = dir.join(format!(".{name}.new"));
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&temporary, dir.join(name))?;
-    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

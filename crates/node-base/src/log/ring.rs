@@ -127,12 +127,13 @@ impl Ring {
 
     /// Writes one line and gives it its number.
     pub(super) fn push(&mut self, app_name: &str, mut entry: LogEntry) -> io::Result<()> {
-        let next = self.counters.entry(entry.source.clone()).or_insert(1);
-        entry.number = *next;
-        *next += 1;
+        entry.number = self.counters.get(&entry.source).copied().unwrap_or(1);
+        let (source, next) = (entry.source.clone(), entry.number + 1);
         let record = encode(&Record::Line { app_name: app_name.into(), entry })?;
         self.make_room(record.len() as u64)?;
-        self.append(&record)
+        self.append(&record)?;
+        self.counters.insert(source, next);
+        Ok(())
     }
 
     /// Makes sure that there is a segment to write to.
@@ -155,7 +156,12 @@ impl Ring {
         self.segments.insert(number, 0);
         let mut head = MAGIC.to_vec();
         head.extend(encode(&Record::Counters(self.counters.clone()))?);
-        self.append(&head)
+        self.append(&head).inspect_err(|_| {
+            // Tried again for each line: on a full disk there would soon be thousands of empty ones.
+            self.active = None;
+            self.segments.remove(&number);
+            let _ = fs::remove_file(self.path(number));
+        })
     }
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {

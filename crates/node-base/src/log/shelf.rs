@@ -12,6 +12,7 @@ use ipc::calls::LogReply;
 use model::id::AppId;
 use model::log::{LogEntry, LogSeverity};
 use model::time::WallTime;
+use service::durable;
 
 use super::ring::{Position, Ring, SEGMENT_BYTES};
 
@@ -109,10 +110,12 @@ impl Shelf {
             content: line.content,
             at: line.at,
         };
-        let written = match self.ring(id) {
-            Ok(ring) => ring.push(name, entry),
-            Err(error) => Err(error),
-        };
+        let mut written = self.write(id, name, entry.clone());
+        // On a full disk the oldest line gives way, as it does when the quota is used up.
+        if written.as_ref().is_err_and(durable::is_full) && self.give_up_oldest().is_ok_and(|bytes| bytes > 0)
+        {
+            written = self.write(id, name, entry);
+        }
         match written {
             Ok(()) if self.failures > 0 => {
                 let lost = std::mem::take(&mut self.failures);
@@ -210,21 +213,30 @@ impl Shelf {
     /// The largest ring pays, oldest first.
     fn keep_quota(&mut self) {
         while self.rings.values().map(Ring::bytes).sum::<u64>() > self.quota_bytes {
-            let Some((id, ring)) = self.rings.iter_mut().max_by_key(|(_, ring)| ring.bytes()) else {
+            if self.give_up_oldest().is_err() {
+                self.failures += 1;
                 return;
-            };
-            let whose = id.map_or("services".to_string(), |app| format!("app {app}"));
-            match ring.drop_oldest() {
-                Ok(0) => {}
-                Ok(bytes) => {
-                    self.note(format!("log quota: {bytes} bytes of lines of {whose} dropped"));
-                }
-                Err(_) => {
-                    self.failures += 1;
-                    return;
-                }
             }
         }
+    }
+
+    /// Says whose lines went, if they were still wanted; how many bytes the disk got back.
+    fn give_up_oldest(&mut self) -> io::Result<u64> {
+        let Some((id, ring)) = self.rings.iter_mut().max_by_key(|(_, ring)| ring.bytes()) else {
+            return Ok(0);
+        };
+        let whose = id.map_or("services".to_string(), |app| format!("app {app}"));
+        let before = ring.bytes();
+        let dropped = ring.drop_oldest()?;
+        let freed = before - ring.bytes();
+        if dropped > 0 {
+            self.note(format!("log quota: {dropped} bytes of lines of {whose} dropped"));
+        }
+        Ok(freed)
+    }
+
+    fn write(&mut self, id: Option<AppId>, name: &str, entry: LogEntry) -> io::Result<()> {
+        self.ring(id)?.push(name, entry)
     }
 
     fn ring(&mut self, id: Option<AppId>) -> io::Result<&mut Ring> {

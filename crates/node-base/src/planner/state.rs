@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The planner's one file: replaced as a whole, checked by a checksum, dropped with a reason when torn.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+
+use model::reason::{Fault, Reason};
+use service::durable;
 
 use super::{Desired, Memory};
 
+const FILE: &str = "state";
 /// First bytes of the file; the last one is the format's number.
 const MAGIC: &[u8; 8] = b"SELVPLN\x01";
 /// A larger file is not ours.
@@ -23,6 +27,19 @@ pub enum StateError {
     Torn { path: PathBuf },
 }
 
+impl StateError {
+    /// For those who wait for it.
+    pub(super) fn fault(&self) -> Fault {
+        match self {
+            StateError::Write { source, .. } if durable::is_full(source) => Fault::new(
+                Reason::DiskFull,
+                "a change of this app waits until the planner can write its state: the disk is full",
+            ),
+            other => Fault::new(Reason::StorageFailed, format!("a change of this app waits: {other}")),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct StateFile {
     dir: PathBuf,
@@ -31,7 +48,7 @@ pub(super) struct StateFile {
 
 impl StateFile {
     pub(super) fn new(dir: &Path) -> StateFile {
-        StateFile { dir: dir.to_owned(), path: dir.join("state") }
+        StateFile { dir: dir.to_owned(), path: dir.join(FILE) }
     }
 
     /// What was saved last; nothing when there was never anything.
@@ -57,14 +74,10 @@ impl StateFile {
         let write = |source| StateError::Write { path: self.path.clone(), source };
         let body =
             postcard::to_allocvec(&(memory, desired)).map_err(|error| write(io::Error::other(error)))?;
-        let fresh = self.dir.join("state.new");
-        let mut file = File::create(&fresh).map_err(write)?;
-        file.write_all(MAGIC).map_err(write)?;
-        file.write_all(&checksum(&body).to_be_bytes()).map_err(write)?;
-        file.write_all(&body).map_err(write)?;
-        file.sync_all().map_err(write)?;
-        fs::rename(&fresh, &self.path).map_err(write)?;
-        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(write)
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend_from_slice(&checksum(&body).to_be_bytes());
+        bytes.extend_from_slice(&body);
+        durable::replace(&self.dir, FILE, &bytes).map_err(write)
     }
 }
 

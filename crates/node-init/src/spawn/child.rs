@@ -10,7 +10,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use ipc::boot::INIT_FD;
+use ipc::boot::{INIT_FD, RETURN_FD};
 use ipc::frame::Channel;
 use rustix::process::{Resource, Rlimit, setrlimit, setsid};
 use rustix::thread::{
@@ -32,6 +32,8 @@ const FAILED_STATUS: i32 = 126;
 #[derive(Debug)]
 pub(super) struct Inherited {
     pub(super) control: OwnedFd,
+    /// init's end of the same pair, for a process that outlives init.
+    pub(super) returned: Option<OwnedFd>,
     pub(super) output: OwnedFd,
     pub(super) words: Channel,
 }
@@ -69,7 +71,7 @@ fn build_and_exec(cage: &Cage, inherited: &Inherited) -> Result<Infallible, Step
     }
     drop_privileges(cage)?;
     place_descriptors(&null.into(), inherited).map_err(failed("descriptors"))?;
-    close_the_rest().map_err(failed("descriptors"))?;
+    close_the_rest(inherited.returned.is_some()).map_err(failed("descriptors"))?;
     let argv = [cage.arg0.as_ptr(), std::ptr::null()];
     let envp: [*const libc::c_char; 1] = [std::ptr::null()];
     // SAFETY: both arrays end with a null pointer and outlive the call; the strings are CStrings of the cage.
@@ -124,13 +126,18 @@ fn drop_privileges(cage: &Cage) -> Result<(), StepError> {
     set_no_new_privs(true).map_err(failed("no_new_privs"))
 }
 
-/// 0 nothing, 1 and 2 the output, 3 the channel to init; everything else closes on exec.
+/// 0 nothing, 1 and 2 the output, 3 the channel to init, 4 its other end where it is to be kept; everything else closes
+/// on exec.
 fn place_descriptors(null: &OwnedFd, inherited: &Inherited) -> Result<(), rustix::io::Errno> {
     let null = above_standard(null)?;
     let output = above_standard(&inherited.output)?;
     let control = above_standard(&inherited.control)?;
-    for (from, to) in [(&null, 0), (&output, 1), (&output, 2), (&control, INIT_FD)] {
-        // SAFETY: dup2 onto a number takes two open descriptors at most; what was at 0..=3 is not used any more, except
+    let returned = inherited.returned.as_ref().map(above_standard).transpose()?;
+    let returned = returned.as_ref().map(|fd| (fd, RETURN_FD));
+    for (from, to) in
+        [(&null, 0), (&output, 1), (&output, 2), (&control, INIT_FD)].into_iter().chain(returned)
+    {
+        // SAFETY: dup2 onto a number takes two open descriptors at most; what was at 0..=4 is not used any more, except
         // by an owner that never drops: this process execs or leaves by _exit.
         if unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(from), to) } < 0 {
             return Err(rustix::io::Errno::from_io_error(&std::io::Error::last_os_error())
@@ -141,8 +148,8 @@ fn place_descriptors(null: &OwnedFd, inherited: &Inherited) -> Result<(), rustix
 }
 
 /// Closes on exec whatever else is open: also what init itself was started with by mistake.
-fn close_the_rest() -> std::io::Result<()> {
-    let first = INIT_FD as libc::c_uint + 1;
+fn close_the_rest(is_end_returned: bool) -> std::io::Result<()> {
+    let first = if is_end_returned { RETURN_FD } else { INIT_FD } as libc::c_uint + 1;
     // SAFETY: nothing is closed now; only flags of descriptors change.
     let result = unsafe {
         libc::syscall(

@@ -8,10 +8,16 @@ use ipc::boot::{FromInit, Launch, Role, ToInit};
 use ipc::frame::{Channel, FrameError};
 use ipc::limits::MAX_LOG_LINE_BYTES;
 use model::time::MonoMs;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
-use crate::backoff;
+use service::clock;
+
+use crate::adopt::Found;
+use crate::backoff::{self, Death};
+use crate::facts;
+use crate::heartbeat::{Finding, Heartbeat, SERVICE_SILENT_MS, SHIM_SILENT_MS};
 use crate::spawn::Spawned;
 
 /// Reads of a process's output in one round: a process that writes without end does not stop init.
@@ -23,7 +29,9 @@ pub(super) struct Process {
     running: Option<Running>,
     /// When it is to be started; nothing for one that is running or never again.
     start_at: Option<MonoMs>,
-    deaths: Vec<MonoMs>,
+    deaths: Vec<Death>,
+    /// When the one that ran last was ready.
+    was_ready: Option<MonoMs>,
     restarts: u32,
 }
 
@@ -33,7 +41,9 @@ pub(super) struct Running {
     pub(super) pid: Pid,
     pub(super) pidfd: OwnedFd,
     pub(super) started: MonoMs,
-    pub(super) is_ready: bool,
+    /// Since when; nothing before.
+    ready: Option<MonoMs>,
+    heartbeat: Heartbeat,
     control: Option<Channel>,
     queue: VecDeque<(FromInit, Option<OwnedFd>)>,
     output: Option<OwnedFd>,
@@ -68,7 +78,7 @@ impl Process {
     /// When it is started again.
     pub(super) fn died(&mut self, now: MonoMs, backoff_ms: u32) -> MonoMs {
         backoff::forget(&mut self.deaths, now);
-        self.deaths.push(now);
+        self.deaths.push(Death::new(now, self.was_ready.take()));
         let at = backoff::restart_at(&self.deaths, backoff_ms);
         self.start_at = Some(at);
         at
@@ -81,15 +91,23 @@ impl Process {
     }
 
     pub(super) fn kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
+    pub(super) fn signal(&self, signal: Signal) {
         if let Some(running) = &self.running {
             // It may be gone already.
-            let _ = pidfd_send_signal(&running.pidfd, Signal::KILL);
+            let _ = pidfd_send_signal(&running.pidfd, signal);
         }
     }
 
     /// How it ended, if it did.
     pub(super) fn reap(&mut self) -> Option<String> {
         let running = self.running.as_ref()?;
+        let mut ended = [PollFd::new(&running.pidfd, PollFlags::IN)];
+        if !poll(&mut ended, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|count| count > 0) {
+            return None;
+        }
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         let how = match waitid(WaitId::PidFd(running.pidfd.as_fd()), options) {
             Ok(None) | Err(Errno::INTR) => return None,
@@ -98,9 +116,11 @@ impl Process {
                 (_, Some(signal)) => format!("signal {signal}"),
                 _ => "unknown end".into(),
             },
+            // A shim of an init before this one: another process learns how it ended.
+            Err(Errno::CHILD) => "its end was not ours to see".into(),
             Err(error) => format!("unknown end: {error}"),
         };
-        self.running = None;
+        self.was_ready = self.running.take().and_then(|running| running.ready);
         Some(how)
     }
 }
@@ -111,12 +131,52 @@ impl Running {
             pid: spawned.pid,
             pidfd: spawned.pidfd,
             started,
-            is_ready: false,
+            ready: None,
+            heartbeat: Heartbeat::new(started, SERVICE_SILENT_MS),
             control: Some(spawned.control),
             queue: VecDeque::new(),
             output: Some(spawned.output),
             line: Vec::new(),
         }
+    }
+
+    /// A shim that an init before this one started. That it is ready is known when it answers.
+    pub(super) fn adopted(found: Found, now: MonoMs) -> Running {
+        Running {
+            pid: found.pid,
+            pidfd: found.pidfd,
+            started: now,
+            ready: None,
+            heartbeat: Heartbeat::new(now, SHIM_SILENT_MS),
+            control: Some(found.control),
+            queue: VecDeque::new(),
+            output: found.output,
+            line: Vec::new(),
+        }
+    }
+
+    /// A shim may be silent for longer than a service.
+    pub(super) fn keeps_an_app(mut self) -> Running {
+        self.heartbeat = Heartbeat::new(self.started, SHIM_SILENT_MS);
+        self
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready.is_some()
+    }
+
+    pub(super) fn deadline(&self) -> MonoMs {
+        self.heartbeat.deadline()
+    }
+
+    /// Asks whether it goes on, when it is time; says what is wrong with one that does not answer.
+    pub(super) fn look(&mut self, now: MonoMs) -> Finding {
+        let pid = self.pid.as_raw_nonzero().get();
+        let finding = self.heartbeat.look(now, || facts::state_of(pid));
+        if finding == Finding::Ask {
+            self.say(FromInit::Ping, None);
+        }
+        finding
     }
 
     pub(super) fn control(&self) -> Option<BorrowedFd<'_>> {
@@ -176,7 +236,11 @@ impl Running {
     pub(super) fn hear(&mut self) {
         while let Some(control) = &self.control {
             match control.try_recv::<ToInit>() {
-                Ok(Some((ToInit::Ready, _))) => self.is_ready = true,
+                Ok(Some((ToInit::Ready | ToInit::Pong, _))) => {
+                    let now = clock::mono();
+                    self.ready.get_or_insert(now);
+                    self.heartbeat.heard(now);
+                }
                 Ok(None) => return,
                 Err(FrameError::Codec(_)) => {}
                 Err(_) => self.control = None,

@@ -1,14 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Shims: started when run asks for one, in the control groups of their app; gone with all that ran in them.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use ipc::calls::{Init as InitCall, InitReply, InitRequest, LiveShim};
-use ipc::manifest::Instances;
 use model::id::AppId;
 use model::reason::{Fault, Reason};
 use service::{IncomingCall, clock, log};
 
 use super::{Init, Name, Process, Running, chain};
-use crate::spawn;
+use crate::{adopt, spawn};
+
+/// Services of a killed init see at once that it is gone; log then writes down what still waits for it.
+const SERVICES_END_MS: u64 = 1_000;
+const SERVICES_END_PAUSE: Duration = Duration::from_millis(5);
 
 impl Init {
     pub(super) fn answer(&mut self, call: IncomingCall) {
@@ -63,7 +69,7 @@ impl Init {
     }
 
     fn shim_name(&self, app: AppId) -> Result<Name, Fault> {
-        let template = self.manifests.iter().find(|m| m.instances == Instances::PerApp);
+        let template = self.manifests.iter().find(|m| m.outlives_init());
         let template =
             template.ok_or_else(|| Fault::new(Reason::Internal, "there is no manifest of a shim"))?;
         Ok((template.name.clone(), app.to_string()))
@@ -80,11 +86,49 @@ impl Init {
         let cage = spawn::cage(&manifest, &self.roots, &self.bins, procs).map_err(|error| chain(&error))?;
         let spawned = spawn::spawn(&cage, manifest.network).map_err(|error| chain(&error))?;
         let mut process = Process::default();
-        process.started(Running::new(spawned, clock::mono()));
+        process.started(Running::new(spawned, clock::mono()).keeps_an_app());
         self.processes.insert(name.clone(), process);
         self.connect(name, &manifest, dirs);
         log::info(format_args!("shim of app {} started", name.1));
         Ok(())
+    }
+
+    /// What an init before this one left, when it was killed: shims with their apps go on, everything else is ended
+    /// before the first service starts, so that there are never two of one.
+    pub(super) fn take_over(&mut self) {
+        let Some(template) = self.manifests.iter().find(|m| m.outlives_init()).cloned() else { return };
+        let now = clock::mono();
+        let mut kept = BTreeSet::new();
+        for (app, found) in adopt::find(&self.cgroups, &template, &self.bins) {
+            match found {
+                Ok(found) => {
+                    log::info(format_args!("app {app} of the init before this one is taken over"));
+                    kept.insert(format!("app-{app}"));
+                    let mut process = Process::default();
+                    let mut running = Running::adopted(found, now);
+                    // To one that the init before us had not finished with; any other does not mind.
+                    running.go();
+                    process.started(running);
+                    self.processes.insert((template.name.clone(), app), process);
+                }
+                Err(error) => log::warn(format_args!(
+                    "app {app} of the init before this one cannot be taken over and is ended: {}",
+                    chain(&error)
+                )),
+            }
+        }
+        let rest: Vec<String> =
+            self.cgroups.children().into_iter().filter(|name| !kept.contains(name)).collect();
+        let ends = now.plus_ms(SERVICES_END_MS);
+        while clock::mono() < ends && rest.iter().any(|name| !self.cgroups.is_empty(name)) {
+            std::thread::sleep(SERVICES_END_PAUSE);
+        }
+        for name in rest {
+            // Started again, it is tried again.
+            if let Err(error) = self.cgroups.remove(&name) {
+                log::error(format_args!("left of the init before this one: {}", chain(&error)));
+            }
+        }
     }
 
     /// Without its shim an app has no keeper: it ends too.
