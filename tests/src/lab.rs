@@ -47,8 +47,9 @@ impl Place {
         })
     }
 
-    /// Empties the directory and makes it.
+    /// Empties the directory and makes it. What an earlier laboratory of this name left running is ended.
     pub fn clear(&self) -> anyhow::Result<()> {
+        sweep(&self.name);
         run(root("rm").arg("-rf").arg(&self.dir))?;
         fs::create_dir_all(&self.dir).with_context(|| format!("cannot make {}", self.dir.display()))?;
         fs::create_dir_all(&self.cache).with_context(|| format!("cannot make {}", self.cache.display()))
@@ -201,17 +202,81 @@ impl Node {
         &mut self.process
     }
 
-    /// Pids of all processes of a service's executable below this node.
+    /// Pids of all processes of a service's executable in this node.
     pub fn pids(&self, service: &str) -> anyhow::Result<Vec<u32>> {
         let name = format!("selvedge-{service}");
-        let all = descendants(self.process.pid())?;
+        let all = in_groups(&self.place.name)?;
         Ok(all.into_iter().filter(|pid| comm(*pid).as_deref() == Some(&name[..name.len().min(15)])).collect())
+    }
+
+    /// Pids of all processes in the node's control groups: services, shims, apps; whoever is their parent.
+    pub fn all_pids(&self) -> anyhow::Result<Vec<u32>> {
+        in_groups(&self.place.name)
+    }
+
+    /// The process init itself, which is in none of its groups.
+    pub fn init_pid(&self) -> anyhow::Result<u32> {
+        let top = self.process.pid();
+        let is_init = |pid: &u32| comm(*pid).is_some_and(|name| name == "selvedge-init");
+        let below = || Ok::<_, anyhow::Error>(descendants(top)?.into_iter().find(is_init));
+        if is_init(&top) { Ok(top) } else { below()?.context("init does not run") }
+    }
+
+    /// Ends init as a fault does, and nothing else of the node.
+    pub fn kill_init(&mut self) -> anyhow::Result<()> {
+        crate::command::signal(self.init_pid()?, "KILL")?;
+        self.process.stop().map(drop)
+    }
+
+    /// A new init where one was killed, with the same roots.
+    pub fn start_again(&mut self, netns: &Netns) -> anyhow::Result<()> {
+        *self = Node::start(&self.place, netns, &self.place.dir.join("config"))?;
+        Ok(())
+    }
+
+    /// The last lines its init wrote.
+    pub fn log_tail(&self) -> String {
+        self.process.log_tail()
     }
 
     pub fn dir(&self) -> &Path {
         &self.place.dir
     }
 }
+
+/// All processes in the control groups of a node.
+fn in_groups(instance: &str) -> anyhow::Result<Vec<u32>> {
+    let group = format!("/selvedge-{instance}/");
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
+        if fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.contains(&group)) {
+            found.push(pid);
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Ends what runs in the control groups of a node, and removes them: where init was killed and no other took over.
+fn sweep(instance: &str) {
+    for _ in 0..SWEEPS {
+        let left = in_groups(instance).unwrap_or_default();
+        if left.is_empty() {
+            break;
+        }
+        left.iter().for_each(|pid| drop(crate::command::signal(*pid, "KILL")));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let name = format!("selvedge-{instance}");
+    let (own, below) = (format!("*/{name}"), format!("*/{name}/*"));
+    let mut find = root("find");
+    find.args(["/sys/fs/cgroup", "-depth", "-type", "d", "(", "-path", &own, "-o", "-path", &below, ")"]);
+    let _ = run(find.args(["-exec", "rmdir", "{}", ";"]));
+}
+
+/// Processes that are started while others are ended are met in the next round.
+const SWEEPS: u32 = 20;
 
 /// All processes below one, in no order.
 pub fn descendants(root: u32) -> anyhow::Result<Vec<u32>> {
@@ -307,6 +372,7 @@ impl Drop for Lab {
     fn drop(&mut self) {
         // in this order even when one of them hangs; what is left in the directory serves the reader of a failure
         let _ = self.node.process.stop();
+        sweep(&self.place.name);
         let _ = self.controller.process.stop();
     }
 }

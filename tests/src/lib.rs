@@ -16,3 +16,4 @@ pub mod progress;
 pub mod referee;
 pub mod registry;
 pub mod toolbox;
+pub mod truth;

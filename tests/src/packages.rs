@@ -20,8 +20,13 @@ pub const DEMO: &[Program] = &[("ip", "iproute2"), ("skopeo", "skopeo"), ("umoci
 pub const REFEREES: &[Program] = &[("python3", "python3"), ("ensurepip-probe", "python3-venv")];
 
 /// What the hosted tests and benches compare with.
-pub const HOSTED: &[Program] =
-    &[("docker-registry", "docker-registry"), ("crun", "crun"), ("nft", "nftables"), ("getfattr", "attr")];
+pub const HOSTED: &[Program] = &[
+    ("docker-registry", "docker-registry"),
+    ("crun", "crun"),
+    ("nft", "nftables"),
+    ("getfattr", "attr"),
+    ("mkfs.ext4", "e2fsprogs"),
+];
 
 /// Installs what is missing; asks nothing.
 pub fn ensure(programs: &[Program]) -> anyhow::Result<()> {

@@ -10,15 +10,10 @@ use tests::command::{root, run};
 use tests::confinement::{self, Process, Socket};
 use tests::http;
 use tests::lab::{Lab, Place, comm, descendants};
-use tests::probe::Probe;
-use tests::progress::{step, wait_for};
+use tests::progress::step;
+use tests::truth::SERVICES;
 
 const APP_PORT: u16 = 8080;
-/// How long the app is probed after a service that was killed has taken up its work.
-const WATCHED_ON: Duration = Duration::from_secs(1);
-
-/// Services of a node, as their manifests name them.
-const SERVICES: &[&str] = &["bus", "log", "vault", "agent", "planner", "net", "fetch", "store", "run"];
 
 fn lab_with_hello(name: &str, number: u8) -> Lab {
     let mut lab = Lab::start(Place::new(name, number).unwrap()).unwrap();
@@ -30,7 +25,7 @@ fn lab_with_hello(name: &str, number: u8) -> Lab {
 
 /// The web server's first process.
 fn app_pid(lab: &mut Lab) -> u32 {
-    let all = descendants(lab.node.process().pid()).unwrap();
+    let all = lab.node.all_pids().unwrap();
     all.into_iter().filter(|pid| comm(*pid).as_deref() == Some("nginx")).min().expect("the app runs")
 }
 
@@ -38,8 +33,7 @@ fn app_pid(lab: &mut Lab) -> u32 {
 #[ignore = "needs root"]
 fn every_process_and_the_app_have_what_their_manifests_grant_and_nothing_else() {
     let mut lab = lab_with_hello("confined", 11);
-    let init_pid = lab.node.pids("init").unwrap().first().copied().unwrap_or(lab.node.process().pid());
-    let init = Process::read(init_pid).unwrap();
+    let init = Process::read(lab.node.init_pid().unwrap()).unwrap();
     let mut problems = Vec::new();
     let mut seen = BTreeMap::new();
     for manifest in confinement::manifests().unwrap() {
@@ -62,62 +56,6 @@ fn every_process_and_the_app_have_what_their_manifests_grant_and_nothing_else() 
     let app = Process::read(app_pid(&mut lab)).unwrap();
     problems.extend(confinement::app_differences(&app, &init));
     assert!(problems.is_empty(), "{}", problems.join("\n"));
-}
-
-#[test]
-#[ignore = "needs root"]
-fn no_probe_fails_while_each_service_is_killed() {
-    let mut lab = lab_with_hello("killed", 12);
-    let probe = Probe::start(lab.app_address(APP_PORT).unwrap());
-    let app = app_pid(&mut lab);
-    for service in SERVICES {
-        let before = lab.node.pids(service).unwrap();
-        let [pid] = before[..] else { panic!("{service} runs as {before:?}") };
-        step(format_args!("killing {service}"));
-        tests::command::signal(pid, "KILL").unwrap();
-        wait_for(&format!("{service} runs again"), Duration::from_secs(10), || {
-            lab.node.pids(service).unwrap().first().copied().filter(|new| *new != pid)
-        })
-        .unwrap();
-        // a change goes through the whole node: everything that was killed took up its work
-        let marker = format!("after-{service}");
-        change_properties(&lab, &marker);
-        wait_for(&format!("status is true after {service} was killed"), Duration::from_secs(10), || {
-            reports(&lab, &marker).then_some(())
-        })
-        .unwrap();
-        assert_eq!(app_pid(&mut lab), app, "{service} took the app with it");
-        // damage may show late: watch on, however fast the node recovered
-        std::thread::sleep(WATCHED_ON);
-    }
-    let asked = probe.end().unwrap();
-    assert!(asked > 50, "only {asked} probes");
-}
-
-/// Name of the lab's only device.
-fn device(lab: &Lab) -> String {
-    let text = lab.controller.cli(&["get", "devices", "-o", "name"]).unwrap();
-    text.lines().next().expect("a device").rsplit('/').next().unwrap().to_owned()
-}
-
-/// An unknown property changes nothing on the node but its echo.
-fn change_properties(lab: &Lab, marker: &str) {
-    let mut object = get(lab, &format!("device/{}", device(lab)));
-    object["spec"]["properties"]["test.marker"] = marker.into();
-    object["metadata"].as_object_mut().unwrap().remove("resourceVersion");
-    object.as_object_mut().unwrap().remove("status");
-    lab.controller.apply("device.yaml", &object.to_string()).unwrap();
-}
-
-/// The device has echoed the marker, and the controller shows its app as running.
-fn reports(lab: &Lab, marker: &str) -> bool {
-    let info = lab.controller.cli(&["get", &format!("device/{}", device(lab)), "--info"]).unwrap_or_default();
-    info.contains(marker) && lab.controller.has_condition("apps", "Ready")
-}
-
-fn get(lab: &Lab, what: &str) -> serde_json::Value {
-    let text = lab.controller.cli(&["get", what, "-o", "json"]).unwrap();
-    serde_json::from_str(&text).unwrap()
 }
 
 #[test]

@@ -27,29 +27,37 @@ pub(crate) struct Args {
     /// A hosted node with real images, registries and kills; needs root (by sudo).
     #[arg(long)]
     hosted: bool,
+    /// Services and init of a hosted node killed and stopped under an app that is watched; needs root (by sudo).
+    #[arg(long)]
+    faults: bool,
+    /// Many more rounds where there are rounds: half an hour instead of minutes.
+    #[arg(long)]
+    long: bool,
     /// Only tests whose name contains this.
     filter: Option<String>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let all = !(args.unit || args.referees || args.hosted);
+    let all = !(args.unit || args.referees || args.hosted || args.faults);
     if args.unit || all {
         unit(args.filter.as_deref())?;
     }
-    if args.referees || args.hosted || all {
+    if args.referees || args.hosted || args.faults || all {
         command::prepare_root()?;
         packages::ensure(packages::DEMO)?;
         packages::ensure(packages::HOSTED)?;
         crate::build_products()?;
     }
-    let filter = args.filter.as_deref();
     if args.hosted || all {
-        rooms(filter)?;
-        whole("hosted", filter)?;
-        whole("lifecycle", filter)?;
+        rooms(args)?;
+        whole("hosted", args)?;
+        whole("lifecycle", args)?;
+    }
+    if args.faults || all {
+        whole("faults", args)?;
     }
     if args.referees || all {
-        whole("referee", filter)?;
+        whole("referee", args)?;
     }
     Ok(())
 }
@@ -70,7 +78,7 @@ fn unit(filter: Option<&str>) -> anyhow::Result<()> {
 }
 
 /// Tests of single rooms that need root or real programs: the ignored ones of each crate.
-fn rooms(filter: Option<&str>) -> anyhow::Result<()> {
+fn rooms(args: &Args) -> anyhow::Result<()> {
     step("tests of single rooms with real programs");
     let oras = packages::oras(&tests::lab::target_dir()?.join("cache"))?;
     let mut arguments = vec!["--ignored", "--test-threads", "1"];
@@ -82,16 +90,16 @@ fn rooms(filter: Option<&str>) -> anyhow::Result<()> {
         arguments.extend(["--skip", "oras"]);
     }
     for executable in executables(&["--workspace", "--exclude", "tests", "--tests"])? {
-        run_as_root(&executable, &arguments, filter, oras.as_deref())?;
+        run_as_root(&executable, &arguments, args, oras.as_deref())?;
     }
     Ok(())
 }
 
 /// Whole-system tests whose file has this name.
-fn whole(file: &str, filter: Option<&str>) -> anyhow::Result<()> {
+fn whole(file: &str, args: &Args) -> anyhow::Result<()> {
     step(format_args!("whole-system tests: {file}"));
     for executable in executables(&["--package", "tests", "--test", file])? {
-        run_as_root(&executable, &["--ignored", "--test-threads", "1", "--nocapture"], filter, None)?;
+        run_as_root(&executable, &["--ignored", "--test-threads", "1", "--nocapture"], args, None)?;
     }
     Ok(())
 }
@@ -123,7 +131,7 @@ fn executables(selection: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
 fn run_as_root(
     executable: &Path,
     arguments: &[&str],
-    filter: Option<&str>,
+    args: &Args,
     more_programs: Option<&Path>,
 ) -> anyhow::Result<()> {
     let mut command: Command = command::root("env");
@@ -133,13 +141,22 @@ fn run_as_root(
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = more_programs.map(Path::to_owned).into_iter().chain(std::env::split_paths(&path));
     command.arg(format!("PATH={}", std::env::join_paths(path)?.to_string_lossy()));
-    for name in
-        ["HOME", tests::referee::VARIABLE, "SELVEDGE_LAB", "EVE_API_TABLES", "PIP_CERT", "SSL_CERT_FILE"]
-    {
+    if args.long {
+        command.arg("SELVEDGE_LONG=1");
+    }
+    for name in [
+        "HOME",
+        tests::referee::VARIABLE,
+        "SELVEDGE_LAB",
+        "SELVEDGE_SEED",
+        "EVE_API_TABLES",
+        "PIP_CERT",
+        "SSL_CERT_FILE",
+    ] {
         if let Ok(value) = std::env::var(name) {
             command.arg(format!("{name}={value}"));
         }
     }
-    command.arg(executable).args(arguments).args(filter).current_dir(crate::workspace()?);
+    command.arg(executable).args(arguments).args(&args.filter).current_dir(crate::workspace()?);
     command::show(&mut command)
 }

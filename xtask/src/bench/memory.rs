@@ -14,27 +14,20 @@ pub(super) const NODE: &str = "memory-node";
 pub(super) const CONTROLLER: &str = "memory-controller";
 
 /// After the start everything that comes by a first timer has come.
-const IDLE: Duration = Duration::from_secs(20);
+pub(super) const IDLE: Duration = Duration::from_secs(20);
 
 /// Bytes of one or several processes.
 #[derive(Clone, Copy, Default)]
-struct Memory {
-    rss_mb: f64,
-    pss_mb: f64,
+pub(super) struct Memory {
+    pub(super) rss_mb: f64,
+    pub(super) pss_mb: f64,
 }
 
 pub(super) fn measure(lab: &mut Lab) -> anyhow::Result<Vec<Figure>> {
     step("measuring memory");
     std::thread::sleep(IDLE);
     let top = lab.node.process().pid();
-    let pids = descendants(top)?.into_iter().chain([top]);
-    let mut services: Vec<(String, Memory)> = Vec::new();
-    for pid in pids {
-        if comm(pid).is_some_and(|name| name.starts_with("selvedge-")) {
-            services.push((service(pid)?, memory(pid)?));
-        }
-    }
-    services.sort_by(|a, b| a.0.cmp(&b.0));
+    let services = of_ours(descendants(top)?.into_iter().chain([top]))?;
     let node = services.iter().fold(Memory::default(), |sum, (_, one)| Memory {
         rss_mb: sum.rss_mb + one.rss_mb,
         pss_mb: sum.pss_mb + one.pss_mb,
@@ -65,6 +58,18 @@ pub(super) fn measure(lab: &mut Lab) -> anyhow::Result<Vec<Figure>> {
             how: format!("Rss, idle with one device and one image (Pss {:.1})", controller.pss_mb),
         },
     ])
+}
+
+/// Names and memory of those that run our executables, by name.
+pub(super) fn of_ours(pids: impl Iterator<Item = u32>) -> anyhow::Result<Vec<(String, Memory)>> {
+    let mut ours: Vec<(String, Memory)> = Vec::new();
+    for pid in pids {
+        if comm(pid).is_some_and(|name| name.starts_with("selvedge-")) {
+            ours.push((service(pid)?, memory(pid)?));
+        }
+    }
+    ours.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(ours)
 }
 
 fn controller_pid(lab: &mut Lab) -> anyhow::Result<u32> {

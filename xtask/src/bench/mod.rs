@@ -7,6 +7,7 @@
 mod api;
 mod app;
 mod fleet;
+mod hold;
 mod image;
 mod memory;
 mod node;
@@ -74,6 +75,7 @@ struct Group {
 const GROUPS: &[Group] = &[
     Group { names: &[start::NAME], measure: start::measure },
     Group { names: node::NAMES, measure: node::measure },
+    Group { names: hold::NAMES, measure: hold::measure },
     Group { names: &[pull::NAME], measure: pull::measure },
     Group { names: api::NAMES, measure: api::measure },
     Group { names: fleet::NAMES, measure: fleet::measure },
