@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `token create`, `token list`, `token revoke`, `audit tail`.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::time::Duration;
+use std::io::Write as _;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
@@ -12,9 +11,7 @@ use crate::DONE;
 use crate::args::Format;
 use crate::client::{Client, parse_named};
 use crate::output::{cell, print_json, print_yaml, shorten, table};
-
-/// A watch is opened anew after this long: no proxy between may hold it for ever.
-const WATCH_LIFE: Duration = Duration::from_secs(3600);
+use crate::watch::{Told, follow};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
@@ -207,24 +204,13 @@ pub(crate) fn audit(client: &Client, command: &AuditCommand) -> anyhow::Result<u
         }
         return Ok(DONE);
     }
-    let mut from = format!("tail={}", args.lines);
-    loop {
-        let stream = client.stream(&format!("audit?watch=true&{from}{filter}"), WATCH_LIFE)?;
-        for line in BufReader::new(stream).lines() {
-            // The end of the watch's life, or of the controller: go on from where it was.
-            let Ok(line) = line else { break };
-            let line: Value = serde_json::from_str(&line).context("the controller's answer is no JSON")?;
-            if line["type"] == "ERROR" {
-                return Err(anyhow!("the watch ended: {}", cell(&line, "/object/detail")));
-            }
-            if let Some(version) = line["resourceVersion"].as_str() {
-                from = format!("resourceVersion={version}");
-            }
-            if line["type"] == "ADDED" {
-                show(&line["object"], args.output)?;
-            }
+    follow(client, &format!("audit?tail={}{filter}", args.lines), |told| {
+        if let Told::Object(entry) = told {
+            show(&entry, args.output)?;
         }
-    }
+        Ok(true)
+    })?;
+    Ok(DONE)
 }
 
 fn show(entry: &Value, format: Format) -> anyhow::Result<()> {

@@ -38,6 +38,7 @@ pub(crate) struct Connection {
     pub(crate) ca: Option<PathBuf>,
 }
 
+/// In the order of the help; see `help` for the groups.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run the controller
@@ -75,12 +76,33 @@ pub(crate) enum Command {
     Restore(crate::backup::RestoreArgs),
     /// Wait until a condition is true; exit code 2 when it is not in time
     Wait(WaitArgs),
+    /// What a kind and its fields mean, with an example
+    Explain(crate::explain::ExplainArgs),
+    /// Set and take away labels
+    Label(crate::label::LabelArgs),
+    /// Change an object in your editor
+    Edit(crate::edit::EditArgs),
+    /// Objects as files that can be applied again
+    Export(crate::export::ExportArgs),
+    /// Who changed an object, when and how
+    History(crate::history::HistoryArgs),
+    /// Processor, memory and traffic of devices and apps
+    Top(crate::top::TopArgs),
+    /// Find out what is wrong, and what to do about it
+    Doctor(crate::doctor::DoctorArgs),
+    /// Look after the controller's image registry
+    #[command(subcommand)]
+    Registry(crate::registry::RegistryCommand),
+    /// Completion for your shell
+    Completion(crate::completion::CompletionArgs),
+    /// Write the manual pages
+    Man(crate::completion::ManArgs),
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ServeArgs {
-    /// Address to listen on
-    #[arg(long, default_value = "0.0.0.0:8443", value_name = "ADDR:PORT")]
+    /// Address to listen on; a port alone listens on all addresses
+    #[arg(long, default_value = "0.0.0.0:8443", value_name = "ADDR:PORT", value_parser = crate::serve::listen)]
     pub(crate) listen: SocketAddr,
     /// host:port by which nodes reach this controller; default: this host's address
     #[arg(long, value_name = "HOST:PORT")]
@@ -155,10 +177,14 @@ pub(crate) struct ApplyArgs {
 #[derive(Debug, clap::Args)]
 pub(crate) struct GetArgs {
     /// KIND, KIND/NAME or KIND NAME
-    #[arg(required = true, num_args = 1..=2, value_name = "KIND[/NAME]")]
+    #[arg(required = true, num_args = 1..=2, value_name = "KIND[/NAME]", add = crate::completion::objects())]
     pub(crate) object: Vec<String>,
+    /// Form of the output
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     pub(crate) output: Format,
+    /// Go on with every change until interrupted; with -o json one document a line
+    #[arg(short, long, conflicts_with_all = ["history", "info", "metrics", "config"])]
+    pub(crate) watch: bool,
     /// Only objects with these labels: key=value,key=value
     #[arg(short = 'l', long, value_name = "LABELS")]
     pub(crate) selector: Option<String>,
@@ -178,15 +204,25 @@ pub(crate) struct GetArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct DescribeArgs {
-    #[arg(required = true, num_args = 1..=2, value_name = "KIND/NAME")]
+    /// KIND/NAME or KIND NAME
+    #[arg(required = true, num_args = 1..=2, value_name = "KIND/NAME", add = crate::completion::objects())]
     pub(crate) object: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct DeleteArgs {
-    /// KIND/NAME
-    #[arg(required = true, value_name = "KIND/NAME")]
+    /// KIND/NAME, several of them, or KIND with -l
+    #[arg(required = true, value_name = "KIND/NAME", add = crate::completion::objects())]
     pub(crate) objects: Vec<String>,
+    /// All objects of the kind with these labels: key=value,key=value
+    #[arg(short = 'l', long, value_name = "LABELS")]
+    pub(crate) selector: Option<String>,
+    /// Only show what would be deleted; exit code 2 when something would
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    pub(crate) output: Format,
 }
 
 #[derive(Debug, Subcommand)]
@@ -200,14 +236,18 @@ pub(crate) enum AppCommand {
 #[derive(Debug, clap::Args)]
 pub(crate) struct EventsArgs {
     /// Only of this object
-    #[arg(value_name = "KIND/NAME")]
+    #[arg(value_name = "KIND/NAME", add = crate::completion::objects())]
     pub(crate) object: Option<String>,
-    /// Go on until interrupted
+    /// Go on with every event until interrupted
     #[arg(short, long)]
+    pub(crate) watch: bool,
+    /// The same
+    #[arg(short, long, hide = true)]
     pub(crate) follow: bool,
     /// Of a device: every info message it has sent instead (JSON)
     #[arg(long)]
     pub(crate) history: bool,
+    /// Form of the output
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     pub(crate) output: Format,
 }
@@ -215,7 +255,7 @@ pub(crate) struct EventsArgs {
 #[derive(Debug, clap::Args)]
 pub(crate) struct LogsArgs {
     /// app/NAME or device/NAME
-    #[arg(value_name = "KIND/NAME")]
+    #[arg(value_name = "KIND/NAME", add = crate::completion::objects())]
     pub(crate) object: String,
     /// Go on until interrupted
     #[arg(short, long)]
@@ -226,17 +266,21 @@ pub(crate) struct LogsArgs {
     /// Of an app: only on this device
     #[arg(long)]
     pub(crate) device: Option<String>,
+    /// Form of the output; wide shows time, device and source
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     pub(crate) output: Format,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct WaitArgs {
-    /// KIND/NAME; it need not exist yet
-    #[arg(value_name = "KIND/NAME")]
+    /// KIND/NAME, which need not exist yet, or KIND with -l
+    #[arg(value_name = "KIND/NAME", add = crate::completion::objects())]
     pub(crate) object: String,
+    /// All objects of the kind with these labels: key=value,key=value
+    #[arg(short = 'l', long, value_name = "LABELS")]
+    pub(crate) selector: Option<String>,
     /// Condition (Ready, Registered, Connected, Attested, ConfigApplied), or TYPE=False, or `exists`, or `deleted`
-    #[arg(long = "for", value_name = "CONDITION")]
+    #[arg(long = "for", value_name = "CONDITION", add = crate::completion::conditions())]
     pub(crate) condition: String,
     /// At most so long
     #[arg(long, default_value = "300s", value_parser = crate::serve::duration)]

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `plan`, `apply`, `delete`, `app restart` and `app purge`.
 
-use std::io::Write as _;
-
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use serde_json::{Value, json};
 
+use crate::advice::Advice;
 use crate::args::{AppCommand, ApplyArgs, ChangeArgs, DeleteArgs, Format};
 use crate::client::{ApiError, Client, parse_named};
 use crate::documents::{Document, locate, read_all};
-use crate::output::{print_json, print_yaml, shorten};
-use crate::{DIFFERENT, DONE};
+use crate::output::{print_json, print_yaml, put, shorten};
+use crate::{DIFFERENT, DONE, selection};
 
 fn body(documents: &[Document], delete: &[String]) -> anyhow::Result<Value> {
     let objects: Vec<Value> = documents.iter().map(Document::value).collect::<Result<_, _>>()?;
@@ -20,7 +19,12 @@ fn body(documents: &[Document], delete: &[String]) -> anyhow::Result<Value> {
     Ok(json!({ "objects": objects, "delete": delete }))
 }
 
-fn send(client: &Client, path: &str, body: &Value, documents: &[Document]) -> anyhow::Result<Value> {
+pub(crate) fn send(
+    client: &Client,
+    path: &str,
+    body: &Value,
+    documents: &[Document],
+) -> anyhow::Result<Value> {
     client.post(path, body).map_err(|error| match error.downcast::<ApiError>() {
         Ok(mut refused) => {
             locate(&mut refused.problem, documents);
@@ -36,7 +40,8 @@ fn is_nothing(args: &ChangeArgs) -> bool {
 
 pub(crate) fn plan(client: &Client, args: &ChangeArgs) -> anyhow::Result<u8> {
     if is_nothing(args) {
-        return Err(anyhow!("say what to plan: -f FILE or --delete KIND/NAME"));
+        let next = "selvedge explain app shows how a file is written";
+        return Err(Advice::new("say what to plan: -f FILE or --delete KIND/NAME", next).into());
     }
     let documents = read_all(&args.files)?;
     let plan = send(client, "plan", &body(&documents, &args.delete)?, &documents)?;
@@ -46,7 +51,8 @@ pub(crate) fn plan(client: &Client, args: &ChangeArgs) -> anyhow::Result<u8> {
 
 pub(crate) fn apply(client: &Client, args: &ApplyArgs) -> anyhow::Result<u8> {
     if is_nothing(&args.change) && args.plan.is_none() {
-        return Err(anyhow!("say what to apply: -f FILE, --delete KIND/NAME or --plan HASH"));
+        let next = "selvedge explain app shows how a file is written";
+        return Err(Advice::new("say what to apply: -f FILE, --delete KIND/NAME or --plan HASH", next).into());
     }
     let documents = read_all(&args.change.files)?;
     let mut body = body(&documents, &args.change.delete)?;
@@ -59,9 +65,12 @@ pub(crate) fn apply(client: &Client, args: &ApplyArgs) -> anyhow::Result<u8> {
 }
 
 pub(crate) fn delete(client: &Client, args: &DeleteArgs) -> anyhow::Result<u8> {
-    let plan = send(client, "apply", &body(&[], &args.objects)?, &[])?;
-    show(&plan, Format::Table, Tense::Did)?;
-    Ok(DONE)
+    let names = selection::names(client, &args.objects, args.selector.as_deref())?;
+    let names: Vec<String> = names.iter().map(|(kind, name)| format!("{}/{name}", kind.singular())).collect();
+    let (path, tense) = if args.dry_run { ("plan", Tense::Would) } else { ("apply", Tense::Did) };
+    let plan = send(client, path, &body(&[], &names)?, &[])?;
+    show(&plan, args.output, tense)?;
+    Ok(if args.dry_run && !is_empty(&plan) { DIFFERENT } else { DONE })
 }
 
 pub(crate) fn app(client: &Client, command: &AppCommand) -> anyhow::Result<u8> {
@@ -81,32 +90,27 @@ pub(crate) fn app(client: &Client, command: &AppCommand) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
-fn is_empty(plan: &Value) -> bool {
+pub(crate) fn is_empty(plan: &Value) -> bool {
     ["objects", "devices"].iter().all(|key| plan[key].as_array().is_none_or(Vec::is_empty))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Tense {
+pub(crate) enum Tense {
     Would,
     Did,
 }
 
-fn show(plan: &Value, format: Format, tense: Tense) -> anyhow::Result<()> {
+pub(crate) fn show(plan: &Value, format: Format, tense: Tense) -> anyhow::Result<()> {
     for warning in plan["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         eprintln!("warning: {warning}");
     }
     match format {
         Format::Json => print_json(plan),
         Format::Yaml => print_yaml(plan),
-        Format::Name => print_text(&names(plan)),
-        Format::Table => print_text(&text(plan, tense, false)),
-        Format::Wide => print_text(&text(plan, tense, true)),
+        Format::Name => put(&names(plan)),
+        Format::Table => put(&text(plan, tense, false)),
+        Format::Wide => put(&text(plan, tense, true)),
     }
-}
-
-fn print_text(text: &str) -> anyhow::Result<()> {
-    std::io::stdout().write_all(text.as_bytes())?;
-    Ok(())
 }
 
 fn list<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {

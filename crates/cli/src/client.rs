@@ -12,10 +12,13 @@ use serde_json::Value;
 use ureq::Agent;
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 
+use crate::advice::Advice;
 use crate::args::Connection;
 
 /// A plan of a large fleet takes a while.
 const TIMEOUT: Duration = Duration::from_secs(120);
+/// A controller that does not take a connection in this time is not there.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Largest answer.
 const MAX_ANSWER_BYTES: u64 = 256 * 1024 * 1024;
 
@@ -45,21 +48,38 @@ impl fmt::Display for ApiError {
 
 impl std::error::Error for ApiError {}
 
-#[derive(Debug)]
-pub(crate) struct Client {
-    agent: Agent,
-    base: String,
+/// Where the controller is, and how it knows us.
+pub(crate) struct Target {
+    pub(crate) server: String,
     token: String,
+    /// Its root certificate in PEM.
+    pub(crate) ca: String,
 }
 
-impl Client {
-    pub(crate) fn connect(connection: &Connection) -> anyhow::Result<Client> {
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target").field("server", &self.server).finish_non_exhaustive()
+    }
+}
+
+impl Target {
+    /// From what was given, and from the data directory for the rest.
+    pub(crate) fn resolve(connection: &Connection) -> anyhow::Result<Target> {
         let data = &connection.data;
-        let hint =
-            "give --data, or --server, --token and --ca (or SELVEDGE_SERVER, SELVEDGE_TOKEN, SELVEDGE_CA)";
         let read = |name: &str| {
             let path = data.join(name);
-            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}; {hint}", path.display()))
+            std::fs::read_to_string(&path).map_err(|error| {
+                let next = match error.kind() {
+                    std::io::ErrorKind::PermissionDenied => {
+                        "run this as the controller's user or with sudo; or give --server, --token and --ca"
+                    }
+                    _ => {
+                        "on the controller's host give --data DIR (or SELVEDGE_DATA); elsewhere --server, --token and \
+                         --ca (or SELVEDGE_SERVER, SELVEDGE_TOKEN, SELVEDGE_CA)"
+                    }
+                };
+                Advice::new(format!("cannot read {}", path.display()), next).because(error)
+            })
         };
         let server = match &connection.server {
             Some(server) => server.trim_end_matches('/').to_owned(),
@@ -79,7 +99,29 @@ impl Client {
             }
             None => read("pki/root-certificate.pem")?,
         };
-        let root = Certificate::from_pem(ca.as_bytes()).context("the root certificate is no PEM")?;
+        Ok(Target { server, token, ca })
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Client {
+    agent: Agent,
+    base: String,
+    token: String,
+}
+
+impl Client {
+    pub(crate) fn connect(connection: &Connection) -> anyhow::Result<Client> {
+        Client::new(&Target::resolve(connection)?)
+    }
+
+    pub(crate) fn new(target: &Target) -> anyhow::Result<Client> {
+        Client::with_patience(target, TIMEOUT)
+    }
+
+    /// A client that gives a request up after `patience`.
+    pub(crate) fn with_patience(target: &Target, patience: Duration) -> anyhow::Result<Client> {
+        let root = Certificate::from_pem(target.ca.as_bytes()).context("the root certificate is no PEM")?;
         let tls = TlsConfig::builder()
             .provider(TlsProvider::Rustls)
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -89,11 +131,13 @@ impl Client {
             .tls_config(tls)
             .http_status_as_error(false)
             .proxy(None)
-            .timeout_global(Some(TIMEOUT))
+            .timeout_global(Some(patience))
+            .timeout_connect(Some(CONNECT_TIMEOUT.min(patience)))
             .user_agent(concat!("selvedge/", env!("CARGO_PKG_VERSION")))
             .build()
             .new_agent();
-        Ok(Client { agent, base: format!("{server}{BASE}/projects/{DEFAULT_PROJECT}"), token })
+        let Target { server, token, .. } = target;
+        Ok(Client { agent, base: format!("{server}{BASE}/projects/{DEFAULT_PROJECT}"), token: token.clone() })
     }
 
     /// Path below the project, with names as they stand.
@@ -120,11 +164,11 @@ impl Client {
         self.read(answer)
     }
 
-    /// The body of an answer that goes on, for at most `life`.
+    /// The body of an answer that goes on; it ends with an error after `silence`.
     pub(crate) fn stream(
         &self,
         path: &str,
-        life: Duration,
+        silence: Duration,
     ) -> anyhow::Result<impl std::io::Read + Send + 'static> {
         let url = format!("{}/{path}", self.base);
         let answer = self
@@ -132,8 +176,9 @@ impl Client {
             .get(&url)
             .config()
             .timeout_global(None)
+            .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_recv_response(Some(TIMEOUT))
-            .timeout_recv_body(Some(life))
+            .timeout_per_read(Some(silence))
             .build()
             .header("Authorization", format!("Bearer {}", self.token))
             .call();
@@ -143,8 +188,16 @@ impl Client {
         }
     }
 
+    /// The address that was connected to, for messages.
+    pub(crate) fn server(&self) -> &str {
+        self.base.split("/apis/").next().unwrap_or(&self.base)
+    }
+
     fn read(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> anyhow::Result<Value> {
-        let mut answer = answer.with_context(|| format!("cannot reach the controller at {}", self.base))?;
+        let mut answer = answer.map_err(|error| {
+            let what = format!("cannot reach the controller at {}", self.server());
+            Advice::new(what, "find out why with: selvedge doctor").because(error)
+        })?;
         let text = answer.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_string()?;
         if answer.status().is_success() {
             if text.is_empty() {

@@ -181,7 +181,8 @@ fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-fn parse(file: &Path, text: &str) -> anyhow::Result<Vec<Document>> {
+/// The documents of one text.
+pub(crate) fn parse(file: &Path, text: &str) -> anyhow::Result<Vec<Document>> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_documents: MAX_DOCUMENTS, max_nodes: MAX_NODES, max_events: 2 * MAX_NODES

@@ -3,26 +3,41 @@
 //!
 //! stdout carries data, stderr talk. Exit codes: 0 done, 1 error, 2 there are differences (plan) or the condition did
 //! not come true in time (wait), 3 refused (a stale plan, a conflict). Everything but `serve` goes through the operator
-//! API.
+//! API; `doctor` looks at this machine too.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod access;
+mod advice;
 mod args;
 mod backup;
 mod change;
 mod client;
+mod completion;
+mod doctor;
 mod documents;
+mod edit;
+mod explain;
+mod export;
+mod help;
+mod history;
+mod label;
+mod nearest;
 mod node;
 mod otlp;
 mod output;
 mod read;
+mod registry;
+mod selection;
 mod serve;
+mod top;
+mod watch;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::FromArgMatches as _;
 
+use advice::Advice;
 use args::{Args, Command};
 use client::{ApiError, Client};
 
@@ -37,7 +52,17 @@ pub(crate) const REFUSED: u8 = 3;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let args = Args::parse();
+    completion::answer();
+    let args = help::command().try_get_matches().and_then(|matches| Args::from_arg_matches(&matches));
+    let args = match args {
+        Ok(args) => args,
+        Err(error) => {
+            let code = if error.use_stderr() { FAILED } else { DONE };
+            // Help that nobody reads harms nobody.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
     match run(args) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -50,7 +75,9 @@ pub fn main() -> ExitCode {
             }
             eprintln!("error: {error:#}");
             let api = error.downcast_ref::<ApiError>();
-            if let Some(step) = api.and_then(|error| error.problem.next_step.as_ref()) {
+            let step = api.and_then(|error| error.problem.next_step.as_ref());
+            let advice = error.chain().find_map(|cause| cause.downcast_ref::<Advice>());
+            if let Some(step) = step.or(advice.map(|advice| &advice.next)) {
                 eprintln!("next:  {step}");
             }
             ExitCode::from(if api.is_some_and(ApiError::is_refusal) { REFUSED } else { FAILED })
@@ -62,11 +89,20 @@ fn run(args: Args) -> anyhow::Result<u8> {
     let command = match args.command {
         Command::Serve(options) => return serve::serve(&args.connection, options),
         Command::Restore(restore) => return backup::restore(&args.connection, &restore),
+        Command::Explain(explain) => return explain::explain(&explain),
+        Command::Doctor(doctor) => return doctor::doctor(&args.connection, &doctor),
+        Command::Completion(completion) => return completion::completion(&completion),
+        Command::Man(man) => return completion::man(&man),
         other => other,
     };
     let client = Client::connect(&args.connection)?;
     match command {
-        Command::Serve(_) | Command::Restore(_) => Ok(DONE),
+        Command::Serve(_)
+        | Command::Restore(_)
+        | Command::Explain(_)
+        | Command::Doctor(_)
+        | Command::Completion(_)
+        | Command::Man(_) => Ok(DONE),
         Command::Backup(args) => backup::backup(&client, &args),
         Command::Node(node) => node::run(&client, node),
         Command::Plan(plan) => change::plan(&client, &plan),
@@ -80,5 +116,11 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::Token(token) => access::token(&client, &token),
         Command::Audit(audit) => access::audit(&client, &audit),
         Command::Wait(wait) => read::wait(&client, &wait),
+        Command::Label(label) => label::label(&client, &label),
+        Command::Edit(edit) => edit::edit(&client, &edit),
+        Command::Export(export) => export::export(&client, &export),
+        Command::History(history) => history::history(&client, &history),
+        Command::Top(top) => top::top(&client, &top),
+        Command::Registry(command) => registry::run(&client, &command),
     }
 }

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use serde_json::{Value, json};
 
 use crate::DONE;
+use crate::advice::Advice;
 use crate::args::{BundleArgs, NodeCommand};
 use crate::client::{ApiError, Client};
 
@@ -21,7 +22,15 @@ pub(crate) fn run(client: &Client, command: NodeCommand) -> anyhow::Result<u8> {
 
 fn bundle(client: &Client, args: &BundleArgs) -> anyhow::Result<u8> {
     ensure_token(client, args)?;
-    let mut files = client.get(&format!("jointokens/{}/bundle", args.join_token))?;
+    let bundle = client.get(&format!("jointokens/{}/bundle", args.join_token));
+    let mut files = bundle.map_err(|error| {
+        let is_missing = error.downcast_ref::<ApiError>().is_some_and(|api| api.problem.status == 404);
+        if !is_missing {
+            return error;
+        }
+        let next = "make it in the same go: --serial SERIAL, or --serial '*' to let any box join";
+        Advice::new(format!("jointoken/{} does not exist", args.join_token), next).into()
+    })?;
     if let Some(server) = &args.node_server {
         files["server"] = json!(server);
     }

@@ -9,6 +9,14 @@ use serde_json::Value;
 const MAX_VALUE_CHARS: usize = 60;
 const CUT_CHARS: usize = 24;
 
+/// Text as it is, on its way at once.
+pub(crate) fn put(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(())
+}
+
 pub(crate) fn print_json(value: &Value) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     serde_json::to_writer_pretty(&mut out, value).map_err(std::io::Error::from)?;
@@ -28,25 +36,33 @@ pub(crate) fn print_yaml(value: &Value) -> anyhow::Result<()> {
 
 /// Columns as wide as their widest cell, two spaces between.
 pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let widths = widths(head, rows);
+    let mut out = line(head.iter().copied(), &widths);
+    for row in rows {
+        out.push_str(&line(row.iter().map(String::as_str), &widths));
+    }
+    out
+}
+
+/// Widths of columns.
+pub(crate) fn widths(head: &[&str], rows: &[Vec<String>]) -> Vec<usize> {
     let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
-    let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let mut out = String::new();
-        for (cell, width) in cells.zip(&widths) {
-            out.push_str(cell);
-            out.extend(std::iter::repeat_n(' ', width - cell.chars().count() + 2));
-        }
-        format!("{}\n", out.trim_end())
-    };
-    let mut out = line(&mut head.iter().copied());
-    for row in rows {
-        out.push_str(&line(&mut row.iter().map(String::as_str)));
+    widths
+}
+
+/// One line of a table; a cell that is wider than its column moves the rest.
+pub(crate) fn line<'a>(cells: impl Iterator<Item = &'a str>, widths: &[usize]) -> String {
+    let mut out = String::new();
+    for (cell, width) in cells.zip(widths) {
+        out.push_str(cell);
+        out.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.chars().count()) + 2));
     }
-    out
+    format!("{}\n", out.trim_end())
 }
 
 /// A value in one line that fits.
@@ -58,6 +74,19 @@ pub(crate) fn shorten(text: &str) -> String {
     }
     let head: String = text.chars().take(CUT_CHARS).collect();
     format!("{head}… ({count} characters)")
+}
+
+/// Bytes in a unit that gives one to four digits.
+pub(crate) fn size(bytes: u64) -> String {
+    let mut rest = bytes as f64;
+    for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {
+        if rest < 1024.0 {
+            let digits = usize::from(unit != "B" && rest < 10.0);
+            return format!("{rest:.digits$} {unit}");
+        }
+        rest /= 1024.0;
+    }
+    format!("{rest:.0} PiB")
 }
 
 /// Text at a path of keys; empty when it is not there.
@@ -82,6 +111,12 @@ pub(crate) fn cell(value: &Value, pointer: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_have_few_digits() {
+        let all = [0, 1023, 1024, 10_240, 268_435_456, 5 << 40].map(size);
+        assert_eq!(all, ["0 B", "1023 B", "1.0 KiB", "10 KiB", "256 MiB", "5.0 TiB"]);
+    }
 
     #[test]
     fn columns_line_up() {

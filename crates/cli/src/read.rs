@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `get`, `describe`, `events`, `logs`, `wait`.
 
-use std::io::Write as _;
+use std::collections::BTreeSet;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -9,20 +9,15 @@ use anyhow::anyhow;
 use controller_core::resource::Kind;
 use serde_json::Value;
 
+use crate::advice::Advice;
 use crate::args::{DescribeArgs, EventsArgs, Format, GetArgs, LogsArgs, WaitArgs};
 use crate::client::{ApiError, Client, parse_named, parse_object};
-use crate::output::{cell, print_json, print_yaml, table};
-use crate::{DIFFERENT, DONE};
+use crate::output::{cell, line, print_json, print_yaml, put, table, widths};
+use crate::watch::{Told, follow};
+use crate::{DIFFERENT, DONE, selection};
 
 /// Between two looks while waiting or following.
 const PAUSE: Duration = Duration::from_millis(300);
-
-fn put(text: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()?;
-    Ok(())
-}
 
 pub(crate) fn get(client: &Client, args: &GetArgs) -> anyhow::Result<u8> {
     let (kind, name) = parse_object(&args.object)?;
@@ -35,14 +30,26 @@ pub(crate) fn get(client: &Client, args: &GetArgs) -> anyhow::Result<u8> {
         print_json(&client.get(&format!("devices/{name}/{report}"))?)?;
         return Ok(DONE);
     }
+    if name.is_some() && args.selector.is_some() {
+        return Err(anyhow!("give either a name or -l, not both"));
+    }
+    let query = selection::query(args.selector.as_deref())?;
+    if args.watch {
+        let path = match &name {
+            Some(name) => format!("{}/{name}", kind.plural()),
+            None if query.is_empty() => kind.plural().to_owned(),
+            None => format!("{}?{query}", kind.plural()),
+        };
+        return watch_objects(client, kind, &path, args.output);
+    }
     let (items, whole) = match &name {
         Some(name) => {
             let one = client.get(&format!("{}/{name}", kind.plural()))?;
             (vec![one.clone()], one)
         }
         None => {
-            let query = args.selector.as_ref().map(|s| format!("?labelSelector={s}")).unwrap_or_default();
-            let list = client.get(&format!("{}{query}", kind.plural()))?;
+            let mark = if query.is_empty() { "" } else { "?" };
+            let list = client.get(&format!("{}{mark}{query}", kind.plural()))?;
             (list["items"].as_array().cloned().unwrap_or_default(), list)
         }
     };
@@ -125,17 +132,24 @@ fn columns(kind: Kind) -> (&'static [(&'static str, &'static str)], usize) {
             ],
             3,
         ),
-        Kind::Registry => {
-            (&[("NAME", "/metadata/name"), ("URL", "/spec/url"), ("CREDENTIALS", "/spec/credentials")], 3)
-        }
+        Kind::Registry => (
+            &[
+                ("NAME", "/metadata/name"),
+                ("URL", "/spec/url"),
+                ("CREDENTIALS", "/spec/credentials"),
+                ("MIRROR", "/spec/mirror/quota"),
+            ],
+            4,
+        ),
         Kind::Secret => (&[("NAME", "/metadata/name"), ("KEYS", "/status/keys")], 2),
     }
 }
 
-fn objects_table(kind: Kind, items: &[Value], is_wide: bool) -> String {
+/// Heads and rows of a table of objects.
+fn rows(kind: Kind, items: &[Value], is_wide: bool) -> (Vec<&'static str>, Vec<Vec<String>>) {
     let (all, narrow) = columns(kind);
     let columns = if is_wide { all } else { &all[..narrow.min(all.len())] };
-    let rows: Vec<Vec<String>> = items
+    let rows = items
         .iter()
         .map(|item| {
             let text = |path: &str| {
@@ -144,13 +158,81 @@ fn objects_table(kind: Kind, items: &[Value], is_wide: bool) -> String {
             columns.iter().map(|(_, path)| text(path)).collect()
         })
         .collect();
-    let head: Vec<&str> = columns.iter().map(|(title, _)| *title).collect();
+    (columns.iter().map(|(title, _)| *title).collect(), rows)
+}
+
+fn objects_table(kind: Kind, items: &[Value], is_wide: bool) -> String {
+    let (head, rows) = rows(kind, items, is_wide);
     table(&head, &rows)
+}
+
+/// What is there, then every change as it comes, until interrupted.
+fn watch_objects(client: &Client, kind: Kind, path: &str, format: Format) -> anyhow::Result<u8> {
+    let is_wide = format == Format::Wide;
+    // What is there at the start is one table; what comes later is as wide as that.
+    let mut first: Option<Vec<Value>> = Some(Vec::new());
+    let mut columns: Vec<usize> = Vec::new();
+    let mut last: std::collections::BTreeMap<String, Vec<String>> = std::collections::BTreeMap::new();
+    follow(client, path, |told| {
+        match format {
+            Format::Json | Format::Yaml => print_told(&told, format)?,
+            Format::Name => {
+                if let Told::Object(object) = &told {
+                    put(&format!("{}/{}\n", kind.singular(), cell(object, "/metadata/name")))?;
+                }
+            }
+            Format::Table | Format::Wide => match (told, &mut first) {
+                (Told::Object(object), Some(items)) => items.push(object),
+                (Told::UpToDate, Some(items)) => {
+                    let (head, rows) = rows(kind, items, is_wide);
+                    columns = widths(&head, &rows);
+                    put(&table(&head, &rows))?;
+                    last =
+                        rows.into_iter().map(|row| (row.first().cloned().unwrap_or_default(), row)).collect();
+                    first = None;
+                }
+                (Told::Object(object), None) => {
+                    let row = rows(kind, &[object], is_wide).1.pop().unwrap_or_default();
+                    let name = row.first().cloned().unwrap_or_default();
+                    // Changes of what the table does not show are no news.
+                    if last.get(&name) != Some(&row) {
+                        put(&line(row.iter().map(String::as_str), &columns))?;
+                        last.insert(name, row);
+                    }
+                }
+                (Told::Deleted(object), _) => {
+                    let name = cell(&object, "/metadata/name");
+                    last.remove(&name);
+                    put(&line([name.as_str(), "(deleted)"].into_iter(), &columns))?;
+                }
+                (Told::UpToDate, None) => {}
+            },
+        }
+        Ok(true)
+    })?;
+    Ok(DONE)
+}
+
+/// One document per change.
+fn print_told(told: &Told, format: Format) -> anyhow::Result<()> {
+    let (kind, object) = match told {
+        Told::Object(object) => ("CHANGED", object),
+        Told::Deleted(object) => ("DELETED", object),
+        Told::UpToDate => return Ok(()),
+    };
+    let document = serde_json::json!({ "type": kind, "object": object });
+    match format {
+        Format::Yaml => put(&format!("---\n{}\n", serde_saphyr::to_string(&document)?.trim_end())),
+        _ => put(&format!("{document}\n")),
+    }
 }
 
 pub(crate) fn describe(client: &Client, args: &DescribeArgs) -> anyhow::Result<u8> {
     let (kind, name) = parse_object(&args.object)?;
-    let name = name.ok_or_else(|| anyhow!("describe wants KIND/NAME"))?;
+    let name = name.ok_or_else(|| {
+        let (kind, plural) = (kind.singular(), kind.plural());
+        Advice::new(format!("name the {kind}: describe {kind}/NAME"), format!("selvedge get {plural}"))
+    })?;
     let object = client.get(&format!("{}/{name}", kind.plural()))?;
     let conditions: Vec<Vec<String>> = object
         .pointer("/status/conditions")
@@ -192,31 +274,37 @@ pub(crate) fn events(client: &Client, args: &EventsArgs) -> anyhow::Result<u8> {
         print_json(&client.get(&format!("devices/{name}/history"))?)?;
         return Ok(DONE);
     }
-    let filter = object.map(|(kind, name)| format!("&object={}/{name}", kind.singular())).unwrap_or_default();
-    let mut after = 0;
-    loop {
-        let list = client.get(&format!("events?after={after}{filter}"))?;
-        let items = list["items"].as_array().cloned().unwrap_or_default();
-        match args.output {
-            Format::Json if !args.follow => print_json(&list)?,
-            Format::Yaml if !args.follow => print_yaml(&list)?,
-            Format::Json | Format::Yaml => {
-                put(&items.iter().map(|item| format!("{item}\n")).collect::<String>())?;
-            }
-            _ if args.follow => {
-                put(&items
-                    .iter()
-                    .map(|item| format!("{}\n", event_row(item).join("  ")))
-                    .collect::<String>())?;
-            }
-            _ => put(&table(EVENT_HEAD, &items.iter().map(event_row).collect::<Vec<_>>()))?,
-        }
-        if !args.follow {
-            return Ok(DONE);
-        }
-        after = items.last().and_then(|item| item["sequence"].as_u64()).unwrap_or(after);
-        sleep(PAUSE);
+    let filter = object.map(|(kind, name)| format!("object={}/{name}", kind.singular())).unwrap_or_default();
+    let mark = if filter.is_empty() { "" } else { "?" };
+    let path = format!("events{mark}{filter}");
+    if args.follow || args.watch {
+        follow(client, &path, |told| {
+            let Told::Object(event) = told else { return Ok(true) };
+            put(&match args.output {
+                Format::Json => format!("{event}\n"),
+                Format::Yaml => format!("---\n{}\n", serde_saphyr::to_string(&event)?.trim_end()),
+                Format::Name => format!("{}\n", cell(&event, "/object")),
+                Format::Table | Format::Wide => format!("{}\n", event_row(&event).join("  ")),
+            })?;
+            Ok(true)
+        })?;
+        return Ok(DONE);
     }
+    let list = client.get(&path)?;
+    let items = list["items"].as_array().cloned().unwrap_or_default();
+    match args.output {
+        Format::Json => print_json(&list)?,
+        Format::Yaml => print_yaml(&list)?,
+        Format::Name => {
+            let objects: BTreeSet<String> = items.iter().map(|item| cell(item, "/object")).collect();
+            put(&objects.iter().map(|object| format!("{object}\n")).collect::<String>())?;
+        }
+        Format::Table | Format::Wide if items.is_empty() => eprintln!("no events"),
+        Format::Table | Format::Wide => {
+            put(&table(EVENT_HEAD, &items.iter().map(event_row).collect::<Vec<_>>()))?;
+        }
+    }
+    Ok(DONE)
 }
 
 pub(crate) fn logs(client: &Client, args: &LogsArgs) -> anyhow::Result<u8> {
@@ -269,10 +357,23 @@ fn log_line(line: &Value, format: Format) -> String {
 }
 
 pub(crate) fn wait(client: &Client, args: &WaitArgs) -> anyhow::Result<u8> {
-    let (kind, name) = parse_named(&args.object)?;
+    let end = Instant::now() + args.timeout;
+    let targets = match &args.selector {
+        None => vec![parse_named(&args.object)?],
+        Some(_) => selection::names(client, std::slice::from_ref(&args.object), args.selector.as_deref())?,
+    };
+    for (kind, name) in targets {
+        if !wait_for(client, kind, &name, args, end)? {
+            return Ok(DIFFERENT);
+        }
+    }
+    Ok(DONE)
+}
+
+fn wait_for(client: &Client, kind: Kind, name: &str, args: &WaitArgs, end: Instant) -> anyhow::Result<bool> {
     let wanted = args.condition.strip_prefix("condition=").unwrap_or(&args.condition);
     let (condition_name, status) = wanted.split_once('=').unwrap_or((wanted, "True"));
-    let end = Instant::now() + args.timeout;
+    let object = format!("{}/{name}", kind.singular());
     let mut last = String::new();
     loop {
         let (is_true, why) = match client.get(&format!("{}/{name}", kind.plural())) {
@@ -283,15 +384,16 @@ pub(crate) fn wait(client: &Client, args: &WaitArgs) -> anyhow::Result<u8> {
             },
         };
         if is_true {
-            return Ok(DONE);
+            return Ok(true);
         }
         if why != last {
-            eprintln!("waiting for {}: {why}", args.object);
+            eprintln!("waiting for {object}: {why}");
             last = why;
         }
         if Instant::now() >= end {
-            eprintln!("{} is not {wanted} after {} s", args.object, args.timeout.as_secs());
-            return Ok(DIFFERENT);
+            eprintln!("{object} is not {wanted} after {} s", args.timeout.as_secs());
+            eprintln!("next:  selvedge describe {object}");
+            return Ok(false);
         }
         sleep(PAUSE);
     }

@@ -2,20 +2,22 @@
 //! `serve`: the controller.
 
 use std::io::IsTerminal as _;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use controller::Options;
 use controller::telemetry::otlp::{LogQueue, Target};
+use controller::{Options, ServeError};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::DONE;
+use crate::advice::Advice;
 use crate::args::{Connection, ServeArgs};
 use crate::otlp::Export;
 
-/// Reads `35s`, `500ms`, `2m` or plain seconds.
+/// Reads `35s`, `500ms`, `2m`, `24h` or plain seconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: u64 = digits.parse().map_err(|_| format!("'{text}' is no time like 35s"))?;
@@ -23,7 +25,8 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         "" | "s" => Ok(Duration::from_secs(number)),
         "ms" => Ok(Duration::from_millis(number)),
         "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
-        unit => Err(format!("'{unit}' is no unit of time; use ms, s or m")),
+        "h" => Ok(Duration::from_secs(number.saturating_mul(3600))),
+        unit => Err(format!("'{unit}' is no unit of time; use ms, s, m or h")),
     }
 }
 
@@ -52,12 +55,45 @@ pub(crate) fn serve(connection: &Connection, args: ServeArgs) -> anyhow::Result<
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let data = data.display().to_string();
-    runtime.block_on(controller::serve(options, |address, advertise| {
+    let served = runtime.block_on(controller::serve(options, |address, advertise| {
         eprintln!("controller listens on {address}, nodes reach it at {advertise}");
         eprintln!("admin token: {data}/admin-token    root certificate: {data}/pki/root-certificate.pem");
         eprintln!("next: selvedge --data {data} node bundle --serial '*' --out DIR");
-    }))?;
+    }));
+    served.map_err(|error| match next_of(&error) {
+        Some(next) => {
+            let what = error.to_string();
+            match std::error::Error::source(&error).map(ToString::to_string) {
+                Some(source) => Advice::new(format!("{what}: {source}"), next).into(),
+                None => Advice::new(what, next).into(),
+            }
+        }
+        None => anyhow::Error::from(error),
+    })?;
     Ok(DONE)
+}
+
+/// What to do when the controller does not start.
+fn next_of(error: &ServeError) -> Option<&'static str> {
+    match error {
+        ServeError::Listen(_, source) if source.kind() == std::io::ErrorKind::AddrInUse => {
+            Some("another program listens there, perhaps another controller: choose another --listen")
+        }
+        ServeError::Listen(_, source) if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            Some("ports under 1024 are for root: choose a higher one with --listen")
+        }
+        ServeError::Listen(..) => Some("--listen wants an address of this machine, or 0.0.0.0 for all"),
+        ServeError::File(_) => Some("give a directory that you may write: --data DIR"),
+        _ => None,
+    }
+}
+
+/// Reads `ADDR:PORT`; of a port alone every address is meant.
+pub(crate) fn listen(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(port) = text.trim_start_matches(':').parse::<u16>() {
+        return Ok(SocketAddr::from(([0, 0, 0, 0], port)));
+    }
+    text.parse().map_err(|_| format!("'{text}' is no ADDR:PORT like 0.0.0.0:8443, and no port"))
 }
 
 fn is_host_port(text: &str) -> bool {
@@ -69,10 +105,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_port_alone_listens_everywhere() {
+        assert_eq!(listen("8443").unwrap(), listen("0.0.0.0:8443").unwrap());
+        assert_eq!(listen(":8443").unwrap(), listen("0.0.0.0:8443").unwrap());
+        assert!(listen("localhost").is_err() && listen("99999").is_err());
+    }
+
+    #[test]
     fn times_have_units() {
         assert_eq!(duration("35s"), Ok(Duration::from_secs(35)));
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("24h"), Ok(Duration::from_secs(86_400)));
         assert_eq!(duration("0"), Ok(Duration::ZERO));
-        assert!(duration("1h").is_err() && duration("s").is_err() && duration("-1s").is_err());
+        assert!(duration("1d").is_err() && duration("s").is_err() && duration("-1s").is_err());
     }
 }

@@ -159,10 +159,12 @@ pub struct PortSpec {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub enum Addressing {
+    /// From a DHCP server.
     #[default]
     Dhcp,
     /// No address.
     None,
+    /// As written here.
     Static(StaticAddress),
 }
 
@@ -172,8 +174,10 @@ pub enum Addressing {
 pub struct StaticAddress {
     /// Address with prefix length: `192.0.2.10/24`.
     pub address: String,
+    /// Router to all other networks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<Ipv4Addr>,
+    /// Name servers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<Ipv4Addr>,
 }
@@ -232,6 +236,7 @@ pub struct AppSpec {
     /// `KEY=VALUE` lines or a `#cloud-config`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_data: Option<UserDataSpec>,
+    /// What the app may use of the node.
     #[serde(default)]
     pub resources: ResourcesSpec,
     #[serde(default)]
@@ -290,6 +295,7 @@ pub struct AttachmentSpec {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct AclSpec {
+    /// What happens to what matches.
     pub action: AclActionSpec,
     /// As the app sees it; left out: both.
     #[serde(default)]
@@ -312,7 +318,9 @@ pub struct AclSpec {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub enum AclActionSpec {
+    /// It passes.
     Allow,
+    /// It is dropped.
     Deny,
 }
 
@@ -320,9 +328,12 @@ pub enum AclActionSpec {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub enum Direction {
+    /// Either way.
     #[default]
     Both,
+    /// Connections to the app.
     In,
+    /// Connections of the app.
     Out,
 }
 
@@ -342,7 +353,9 @@ pub struct SecretRef {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub enum UserDataSpec {
+    /// In line.
     Text(String),
+    /// A value of a Secret, delivered encrypted.
     SecretRef(SecretRef),
 }
 
@@ -379,6 +392,7 @@ pub enum Isolation {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct NetworkSpec {
+    /// How apps are connected.
     pub kind: NetworkKind,
     /// Label of the uplink: a port's name, or `uplink` for any. Left out: `uplink`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -424,6 +438,26 @@ pub struct RegistrySpec {
     /// Name of a Secret with the keys `username` and `password`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<String>,
+    /// The controller's own registry keeps copies of images that are pulled as `mirror/NAME/REPOSITORY`, NAME being the
+    /// name of this Registry, and serves them when this registry does not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<MirrorSpec>,
+}
+
+/// How a registry is mirrored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", default)]
+pub struct MirrorSpec {
+    /// What the copies may take on the controller's disk: bytes, or with Mi, Gi, Ti. What was not used for longest goes
+    /// first, what an app uses stays.
+    pub quota: String,
+}
+
+impl Default for MirrorSpec {
+    fn default() -> Self {
+        MirrorSpec { quota: "20Gi".into() }
+    }
 }
 
 /// Values that are delivered encrypted. Never returned by the API.
@@ -431,6 +465,7 @@ pub struct RegistrySpec {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct SecretSpec {
+    /// Values by key. A Secret that is sent without `spec` keeps the values it has.
     pub data: BTreeMap<String, String>,
 }
 

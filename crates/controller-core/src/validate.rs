@@ -61,6 +61,11 @@ pub fn problems(intent: &Intent) -> Vec<Problem> {
             say.it("spec.url", format!("'{}' {why}", registry.spec.url));
         }
         check_transport(&registry.spec, &mut say);
+        if let Some(mirror) = &registry.spec.mirror
+            && parse_memory(&mirror.quota).is_err()
+        {
+            say.it("spec.mirror.quota", format!("'{}' is no size like 20Gi", mirror.quota));
+        }
         if registry.name == BUILTIN_REGISTRY {
             say.it("metadata.name", "is the name of the controller's own registry; choose another".into());
         }

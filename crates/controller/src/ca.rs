@@ -183,7 +183,7 @@ fn years_from_now(years: i16) -> Day {
     (year + i32::from(years), month, day.min(28))
 }
 
-fn days_left(pem: &[u8]) -> Option<i64> {
+pub(crate) fn days_left(pem: &[u8]) -> Option<i64> {
     let der = eve_api::certs::first_der(pem).ok()?;
     let (_, end) = eve_api::certs::validity(&der).ok()?;
     Some((end - jiff::Timestamp::now().as_second()) / 86_400)

@@ -3,7 +3,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use ring::rand::SecureRandom as _;
@@ -52,6 +52,15 @@ pub(crate) fn lock_dir(dir: &Path) -> Result<Option<DirLock>, FileError> {
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(errno) => Err(error("lock", &path)(errno.into())),
     }
+}
+
+/// Makes a file of mode 0600, or gives it that mode.
+pub(crate) fn make_private(path: &Path) -> Result<(), FileError> {
+    let make = || -> io::Result<()> {
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+        file.set_permissions(fs::Permissions::from_mode(0o600))
+    };
+    make().map_err(error("close to others", path))
 }
 
 /// The content of a file; `None` when there is none.

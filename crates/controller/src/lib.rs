@@ -17,6 +17,7 @@ pub mod backup;
 mod ca;
 mod change;
 mod device_api;
+pub mod examine;
 mod feed;
 mod files;
 mod node;

@@ -47,6 +47,8 @@ pub struct Sent {
     pub kind: Kind,
     pub metadata: Metadata,
     pub spec: Value,
+    /// A Secret without `spec` keeps the values it has: exports and changes of labels do not know them.
+    pub keeps_spec: bool,
 }
 
 /// Why a document is refused. The path is that of the field, e.g. `spec.ports[0]`.
@@ -83,11 +85,12 @@ impl Stored {
 
     /// This object with what was sent for it; `None` when nothing changes.
     pub fn updated(&self, sent: &Sent) -> Option<Stored> {
-        let is_same_spec = self.spec == sent.spec;
+        let spec = if sent.keeps_spec { &self.spec } else { &sent.spec };
+        let is_same_spec = self.spec == *spec;
         (!is_same_spec || self.labels != sent.metadata.labels).then(|| Stored {
             labels: sent.metadata.labels.clone(),
             generation: self.generation + u64::from(!is_same_spec),
-            spec: sent.spec.clone(),
+            spec: spec.clone(),
             ..self.clone()
         })
     }
@@ -148,7 +151,12 @@ fn spec(kind: Kind, value: &Value) -> Result<Spec, DocumentError> {
                 "." | "" => "spec".into(),
                 path => format!("spec.{path}"),
             };
-            wrong(path, error.inner().to_string())
+            let message = error.inner().to_string();
+            // YAML takes yes, no and 80 for what they look like.
+            let is_unquoted = message.ends_with("expected a string")
+                && ["boolean", "integer", "floating point"].iter().any(|name| message.contains(name));
+            let advice = if is_unquoted { "; put it in quotes" } else { "" };
+            wrong(path, format!("{message}{advice}"))
         })
     }
     Ok(match kind {
@@ -204,12 +212,13 @@ pub(crate) fn parse(untrusted: &Value) -> Result<Sent, DocumentError> {
     }
     let metadata: Metadata = serde_path_to_error::deserialize(metadata)
         .map_err(|e| wrong(format!("metadata.{}", e.path()), e.inner().to_string()))?;
+    let keeps_spec = kind == Kind::Secret && !map.contains_key("spec");
     let sent = map.get("spec").cloned().unwrap_or_else(|| json!({}));
     if let Some(unknown) = unknown_field(spec_schema(kind).as_value(), &sent, "spec", 0) {
         return Err(unknown);
     }
     spec(kind, &sent)?;
-    Ok(Sent { kind, metadata, spec: sent })
+    Ok(Sent { kind, metadata, spec: sent, keeps_spec })
 }
 
 fn known(map: &Map<String, Value>, path: &str, allowed: &[&str]) -> Result<(), DocumentError> {
@@ -333,7 +342,7 @@ mod tests {
         }
         expect_test::expect![[r#"
             [
-                "spec.image: invalid type: integer `7`, expected a string",
+                "spec.image: invalid type: integer `7`, expected a string; put it in quotes",
                 "spec.resources.cpus: invalid type: string \"two\", expected u32",
                 "spec: missing field `image`",
                 "apiVersion: is missing; write selvedge/v1alpha1",
@@ -344,6 +353,20 @@ mod tests {
             ]
         "#]]
         .assert_debug_eq(&lines);
+    }
+
+    #[test]
+    fn a_secret_that_is_sent_without_spec_keeps_its_values() {
+        let mut document = json!({"apiVersion": API_VERSION, "kind": "Secret", "metadata": {"name": "s"},
+            "spec": {"data": {"password": "hunter2"}}});
+        let stored = Stored::new(&parse(&document).unwrap(), Uuid::nil(), "2026-01-01T00:00:00Z".into());
+        document.as_object_mut().unwrap().remove("spec");
+        assert_eq!(stored.updated(&parse(&document).unwrap()), None);
+        document["metadata"]["labels"] = json!({"a": "b"});
+        let labelled = stored.updated(&parse(&document).unwrap()).unwrap();
+        assert_eq!((&labelled.spec, labelled.generation), (&stored.spec, 1));
+        document["spec"] = json!({});
+        assert_eq!(stored.updated(&parse(&document).unwrap()).unwrap().spec, json!({}));
     }
 
     #[test]

@@ -16,8 +16,8 @@ use tokio::sync::watch;
 
 use crate::files;
 use crate::notify::Systemd;
-use crate::operator_api::{self, RegistryUsers};
-use crate::registry::{self, Registry};
+use crate::operator_api::{self, ImageUses, MirroredRegistries, RegistryUsers};
+use crate::registry::{self, Registry, Run};
 use crate::server::{self, TlsCert};
 use crate::state::{Controller, Settings, StateError};
 use crate::store::{SqliteStore, StoreError};
@@ -27,6 +27,8 @@ use crate::telemetry::otlp;
 const CHORES: Duration = Duration::from_secs(600);
 /// How often it is written down when devices were heard: after any end it is known to this.
 const HEARTBEATS: Duration = Duration::from_secs(2);
+/// How often garbage of the registry is collected: the grace period is a day, so more often finds little.
+const COLLECT: Duration = Duration::from_secs(6 * 3600);
 /// Time for requests to end after the signal to stop.
 const STOP_TIME: Duration = Duration::from_secs(2);
 
@@ -88,13 +90,18 @@ pub async fn serve(options: Options, ready: impl FnOnce(SocketAddr, &str)) -> Re
     let exported_logs = options.otlp.as_ref().map(|(_, queue)| queue.clone());
     let settings = Settings { advertise: advertise.clone(), hold: options.hold, exported_logs };
     let controller = Arc::new(Controller::open(&options.data, store, settings)?);
-    let registry = Registry::open(options.data.join("registry"))?;
-    let registry = Arc::new(registry.with_authorize(Arc::new(RegistryUsers::new(controller.clone()))));
+    let registry = Registry::open(options.data.join("registry"))?
+        .with_authorize(Arc::new(RegistryUsers::new(controller.clone())))
+        .with_uses(Arc::new(ImageUses(controller.clone())))
+        .with_upstreams(Arc::new(MirroredRegistries(controller.clone())));
+    let registry = Arc::new(registry);
 
     let names = tls_names(&options, address, &advertise);
     let cert = TlsCert::new(controller.ca.tls(&names).map_err(StateError::from)?);
     let tls = server::tls_config(cert.clone())?;
-    let router = operator_api::router(controller.clone()).merge(registry::router(registry.clone()));
+    let router = operator_api::router(controller.clone())
+        .merge(operator_api::registry_router(controller.clone(), registry.clone()))
+        .merge(registry::router(registry.clone()));
     let client =
         serde_json::json!({ "format": 1, "server": format!("https://{}", reached_from_here(address)) });
     files::write(&options.data.join("client.json"), client.to_string().as_bytes())?;
@@ -167,15 +174,21 @@ async fn save_heartbeats(controller: Arc<Controller>) {
     }
 }
 
-/// Renews the TLS certificate and sweeps the registry.
+/// Renews the TLS certificate, sweeps the registry and collects its garbage.
 async fn do_chores(
     controller: Arc<Controller>,
     registry: Arc<Registry>,
     cert: Arc<TlsCert>,
     names: Vec<String>,
 ) {
+    let mut until_collected = COLLECT;
     loop {
         tokio::time::sleep(CHORES).await;
+        until_collected = until_collected.saturating_sub(CHORES);
+        let is_time = until_collected.is_zero();
+        if is_time {
+            until_collected = COLLECT;
+        }
         let (controller, registry, cert, names) =
             (controller.clone(), registry.clone(), cert.clone(), names.clone());
         let done = tokio::task::spawn_blocking(move || {
@@ -188,6 +201,10 @@ async fn do_chores(
             }
             if let Err(error) = registry.sweep(SystemTime::now()) {
                 tracing::error!(%error, "cannot sweep the registry");
+            }
+            if is_time && let Err(error) = registry.collect(SystemTime::now(), registry::GRACE, Run::Real) {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(error, "cannot collect garbage of the registry");
             }
         });
         if let Err(error) = done.await {

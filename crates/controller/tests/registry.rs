@@ -5,31 +5,33 @@
 #![allow(clippy::unwrap_used)]
 
 use controller::registry::{
-    Action, AllowAll, AnonymousPull, Authorize, Credentials, Decision, Registry, RepositoryName, digest_of,
-    router,
+    Action, AllowAll, AnonymousPull, Authorize, Credentials, Decision, GRACE, Registry, RepositoryName, Run,
+    digest_of, examine, router,
 };
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 struct Server {
     address: SocketAddr,
     directory: tempfile::TempDir,
+    registry: Arc<Registry>,
     _runtime: tokio::runtime::Runtime,
 }
 
 fn serve(authorize: impl Authorize, anonymous_pull: AnonymousPull) -> Server {
     let directory = tempfile::tempdir().unwrap();
     let registry = Registry::open(directory.path().join("registry")).unwrap();
-    let registry = registry.with_authorize(Arc::new(authorize)).with_anonymous_pull(anonymous_pull);
+    let registry = Arc::new(registry.with_authorize(Arc::new(authorize)).with_anonymous_pull(anonymous_pull));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
-    runtime.spawn(async move { axum::serve(listener, router(Arc::new(registry))).await });
-    Server { address, directory, _runtime: runtime }
+    let served = router(registry.clone());
+    runtime.spawn(async move { axum::serve(listener, served).await });
+    Server { address, directory, registry, _runtime: runtime }
 }
 
 struct Ann;
@@ -164,6 +166,85 @@ fn oras_gets_back_the_artifact_it_pushed() {
     assert_eq!(succeeds("oras", &repositories, directory).trim(), "artifacts/note");
 }
 
+#[test]
+#[ignore = "needs oras"]
+fn what_oras_attaches_either_way_is_discovered_and_what_it_deletes_is_gone() {
+    let server = serve(Ann, AnonymousPull::Refused);
+    let directory = server.directory.path();
+    std::fs::write(directory.join("note.txt"), "hello").unwrap();
+    std::fs::write(directory.join("sbom.json"), "{}").unwrap();
+    std::fs::write(directory.join("old.json"), "[]").unwrap();
+    let remote = format!("{}/artifacts/note:v1", server.address);
+    let login = ["--plain-http", "--username", "ann", "--password", "secret"];
+    let oras = |words: &[&str], rest: &[&str]| succeeds("oras", &[words, &login, rest].concat(), directory);
+    oras(&["push"], &["--artifact-type", "application/vnd.example.note", &remote, "note.txt:text/plain"]);
+    let attach = ["attach", "--artifact-type", "application/vnd.example.sbom"];
+    oras(&attach, &[&remote, "sbom.json:application/json"]);
+    // A client that does not trust registries with referrers enters them under a tag.
+    let by_tag = [
+        "attach",
+        "--distribution-spec",
+        "v1.1-referrers-tag",
+        "--artifact-type",
+        "application/vnd.example.old",
+    ];
+    oras(&by_tag, &[&remote, "old.json:application/json"]);
+    let discover = |rest: &[&str]| {
+        let text = oras(&["discover", "--format", "json"], &[rest, &[&remote]].concat());
+        let found: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let list =
+            found["referrers"].as_array().or(found["manifests"].as_array()).cloned().unwrap_or_default();
+        let mut kinds: Vec<String> =
+            list.iter().map(|one| one["artifactType"].as_str().unwrap().to_owned()).collect();
+        kinds.sort();
+        (kinds, list)
+    };
+    let both = ["application/vnd.example.old", "application/vnd.example.sbom"];
+    assert_eq!(discover(&["--distribution-spec", "v1.1-referrers-api"]).0, both);
+    assert_eq!(discover(&["--distribution-spec", "v1.1-referrers-tag"]).0, both[..1]);
+    let (kinds, list) = discover(&["--artifact-type", "application/vnd.example.sbom"]);
+    assert_eq!(kinds, both[1..]);
+    let sbom = list[0]["digest"].as_str().unwrap();
+    let by_digest = format!("{}/artifacts/note@{sbom}", server.address);
+    oras(&["manifest", "delete", "--force"], &[&by_digest]);
+    assert_eq!(discover(&["--distribution-spec", "v1.1-referrers-api"]).0, both[..1]);
+    // A blob that a manifest needs is refused with the reason, a free one goes.
+    let note = format!("{}/artifacts/note@{}", server.address, digest_of(b"hello"));
+    let refused = run("oras", &[&["blob", "delete", "--force"][..], &login, &[&note]].concat(), directory);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("references it; delete that first"), "{said}");
+    oras(&["manifest", "delete", "--force"], &[&remote]);
+    oras(&["blob", "delete", "--force"], &[&note]);
+    let gone = run("oras", &[&["pull"][..], &login, &[&remote]].concat(), directory);
+    assert!(!gone.status.success());
+}
+
+#[test]
+#[ignore = "needs skopeo"]
+fn what_skopeo_deletes_is_collected_and_the_rest_is_still_whole() {
+    let server = serve(AllowAll, AnonymousPull::Refused);
+    let directory = server.directory.path();
+    make_image(directory);
+    succeeds("umoci", &["config", "--image", "made:v1", "--tag", "v2", "--config.env", "A=1"], directory);
+    let remote = |tag: &str| format!("docker://{}/made:{tag}", server.address);
+    for tag in ["v1", "v2"] {
+        succeeds(
+            "skopeo",
+            &["copy", "--dest-tls-verify=false", &format!("oci:made:{tag}"), &remote(tag)],
+            directory,
+        );
+    }
+    succeeds("skopeo", &["delete", "--tls-verify=false", &remote("v1")], directory);
+    let gone = run("skopeo", &["inspect", "--tls-verify=false", &remote("v1")], directory);
+    assert!(!gone.status.success());
+    let tomorrow = SystemTime::now() + GRACE + Duration::from_secs(3600);
+    let collected = server.registry.collect(tomorrow, GRACE, Run::Real).unwrap();
+    // The config of v1 and its manifest; the layers are those of v2 too.
+    assert_eq!(collected.contents.len(), 2, "{collected:?}");
+    succeeds("skopeo", &["copy", "--src-tls-verify=false", &remote("v2"), "oci:back:v2"], directory);
+    assert_eq!(examine(&directory.join("registry")).unwrap(), []);
+}
+
 /// Sends one request and returns the status and the rest of the head; `body` goes out as it is.
 fn request(server: &Server, line: &str, headers: &str, body: &[u8]) -> (u16, String) {
     let mut socket = TcpStream::connect(server.address).unwrap();
@@ -200,7 +281,7 @@ fn chunks_from_a_plain_client_survive_its_disconnection() {
     let head = format!("{patch} HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n, ");
     socket.write_all(head.as_bytes()).unwrap();
     drop(socket);
-    let deadline = Instant::now() + std::time::Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(10);
     let kept = loop {
         let status = request(&server, &format!("GET {location}"), "", b"").1;
         if header(&status, "range") == "0-6" || Instant::now() > deadline {

@@ -160,7 +160,7 @@ fn new_device(name: &str, id: Uuid, registration: &Registration, labels: BTreeMa
         generation: None,
         creation_timestamp: None,
     };
-    let sent = Sent { kind: Kind::Device, metadata, spec };
+    let sent = Sent { kind: Kind::Device, metadata, spec, keeps_spec: false };
     Stored::new(&sent, id, jiff::Timestamp::now().to_string())
 }
 

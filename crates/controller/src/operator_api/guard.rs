@@ -113,7 +113,7 @@ impl crate::registry::Authorize for RegistryUsers {
                 if username == site.pull_user && super::is_same_secret(password, &site.pull_password) {
                     return match action {
                         Action::Check | Action::Pull => Decision::Allow,
-                        Action::Catalog | Action::Push => Decision::Deny,
+                        Action::Catalog | Action::Push | Action::Delete => Decision::Deny,
                     };
                 }
                 password
@@ -124,7 +124,7 @@ impl crate::registry::Authorize for RegistryUsers {
         };
         let needed = match action {
             Action::Check | Action::Catalog | Action::Pull => Role::Viewer,
-            Action::Push => Role::Operator,
+            Action::Push | Action::Delete => Role::Operator,
         };
         if caller.role >= needed { Decision::Allow } else { Decision::Deny }
     }

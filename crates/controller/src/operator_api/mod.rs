@@ -9,9 +9,11 @@
 mod backup;
 pub(crate) mod figures;
 mod guard;
+mod images;
 mod openapi;
 mod problem;
 mod tokens;
+mod top;
 mod view;
 mod watch;
 
@@ -33,6 +35,7 @@ use crate::change::Change;
 use crate::objects::{self, Sent, Stored};
 use crate::state::Controller;
 pub use guard::RegistryUsers;
+pub use images::{ImageUses, MirroredRegistries, registry_router};
 pub use openapi::document as openapi_document;
 pub use problem::Problem;
 pub(crate) use view::SILENCE_MS;
@@ -52,6 +55,7 @@ pub fn router(controller: Api) -> Router {
         .route("/plan", post(plan))
         .route("/apply", post(apply))
         .route("/events", get(events))
+        .route("/top", get(top::top))
         .route("/devices/{name}/history", get(view::history))
         .route("/devices/{name}/info", get(view::info))
         .route("/devices/{name}/metrics", get(view::metrics))

@@ -43,6 +43,7 @@ pub fn document() -> Value {
     }
     paths.insert(format!("{project_path}/events"), events_operation());
     for (path, what) in [
+        ("top", "What devices and apps use"),
         ("devices/{name}/history", "Every info message that is kept"),
         ("devices/{name}/info", "The newest info of each object"),
         ("devices/{name}/metrics", "The newest metrics"),
@@ -63,6 +64,17 @@ pub fn document() -> Value {
             }}),
         );
     }
+    paths.insert(
+        format!("{project_path}/registry/gc"),
+        json!({ "parameters": [project()], "post": {
+            "summary": "Collects images that nobody can reach", "operationId": "collectRegistryGarbage",
+            "parameters": [
+                { "name": "dryRun", "in": "query", "schema": { "type": "boolean", "default": false } },
+                { "name": "graceS", "in": "query", "schema": { "type": "integer", "minimum": 3600, "default": 86400 } },
+            ],
+            "responses": { "200": { "description": "ok", "content": { "application/json": { "schema": {} } } }, "default": problem() },
+        }}),
+    );
     json!({
         "openapi": "3.1.0",
         "info": { "title": "Selvedge operator API", "version": "v1alpha1", "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" } },

@@ -27,7 +27,7 @@ use uuid::Uuid;
 use super::{Answered, Api, PathParts, Problem, blocking, find, part};
 use crate::node::{ConfigState, NodeRecord};
 use crate::objects::Stored;
-use crate::observed::{DeviceView, Record, StreamName};
+use crate::observed::{DeviceView, Latest, Record, StreamName};
 use crate::state::{Controller, now_ms};
 
 /// A device that was not heard for this long is shown as not connected: two held polls and a pause.
@@ -84,6 +84,11 @@ async fn view_of(api: &Api, device: Uuid) -> Result<DeviceView, Problem> {
         tracing::error!(%device, %error, "cannot read what a device reported");
         Problem::internal()
     })
+}
+
+/// The newest metrics of a device.
+pub(super) async fn newest_metrics(api: &Api, device: Uuid) -> Result<Option<Latest>, Problem> {
+    Ok(view_of(api, device).await?.metrics)
 }
 
 /// Infos whose object has a key that begins so: reading all of a device for one of them is slow.

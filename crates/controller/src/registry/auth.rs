@@ -50,6 +50,8 @@ pub enum Action {
     Pull,
     /// Write to one repository.
     Push,
+    /// Delete from one repository.
+    Delete,
 }
 
 /// The answer of an [`Authorize`].
@@ -66,7 +68,7 @@ pub enum Decision {
 /// Decides about requests. Called once or twice per request on a thread that serves others too: it
 /// must answer from memory.
 pub trait Authorize: Send + Sync + 'static {
-    /// `repository` is given for [`Action::Pull`] and [`Action::Push`].
+    /// `repository` is given for [`Action::Pull`], [`Action::Push`] and [`Action::Delete`].
     fn authorize(
         &self,
         credentials: Credentials<'_>,

@@ -60,7 +60,14 @@ pub(super) async fn head(
     digest: Digest,
 ) -> Result<Response<Body>, RegistryError> {
     let disk = registry.clone();
-    let size = blocking(move || Ok(disk.disk.blob_size(&repository, digest)?)).await?;
+    let size = blocking(move || {
+        let size = disk.disk.blob_size(&repository, digest)?;
+        if size.is_some() {
+            disk.disk.keep_blob(&repository, digest)?;
+        }
+        Ok(size)
+    })
+    .await?;
     let size = size.ok_or(RegistryError::BlobUnknown)?;
     let mut response = described(StatusCode::OK, digest, Body::empty());
     response.headers_mut().insert(header::CONTENT_LENGTH, size.into());

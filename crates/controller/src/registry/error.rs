@@ -42,6 +42,20 @@ pub(super) enum RegistryError {
     Unauthorized,
     #[error("access to this resource is denied")]
     Denied,
+    /// Somebody needs what was to be deleted.
+    #[error("{what} is in use: {by}")]
+    InUse { what: String, by: String },
+    #[error("mirror/ holds copies of other registries; push under another name")]
+    Mirror,
+    /// Nothing mirrors under this name.
+    #[error("there is no mirror {0}: apply a registry/{0} with spec.mirror")]
+    NoMirror(String),
+    /// The registry that is mirrored did not give what was asked for, and it is not here.
+    #[error("{0}")]
+    Upstream(String),
+    /// The same, and trying again will not help before somebody has changed something.
+    #[error("{0}")]
+    UpstreamRefused(String),
     #[error("operation not supported")]
     Unsupported { allow: &'static str },
     #[error("no such endpoint")]
@@ -108,7 +122,11 @@ impl RegistryError {
             Self::NameUnknown => (StatusCode::NOT_FOUND, "NAME_UNKNOWN"),
             Self::NameInvalid => (StatusCode::BAD_REQUEST, "NAME_INVALID"),
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "UNAUTHORIZED"),
-            Self::Denied => (StatusCode::FORBIDDEN, "DENIED"),
+            Self::Denied | Self::Mirror | Self::UpstreamRefused(_) => (StatusCode::FORBIDDEN, "DENIED"),
+            Self::NoMirror(_) => (StatusCode::NOT_FOUND, "NAME_UNKNOWN"),
+            Self::Upstream(_) => (StatusCode::BAD_GATEWAY, "UNKNOWN"),
+            // What the spec has for a delete that a registry does not do.
+            Self::InUse { .. } => (StatusCode::METHOD_NOT_ALLOWED, "DENIED"),
             Self::Unsupported { .. } => (StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED"),
             Self::NoEndpoint => (StatusCode::NOT_FOUND, "UNSUPPORTED"),
             Self::QueryInvalid(_) => (StatusCode::BAD_REQUEST, "UNSUPPORTED"),
@@ -117,6 +135,18 @@ impl RegistryError {
             Self::IdleBody => (StatusCode::REQUEST_TIMEOUT, "BLOB_UPLOAD_INVALID"),
             Self::NoSpace => (StatusCode::INSUFFICIENT_STORAGE, "DENIED"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN"),
+        }
+    }
+
+    /// The same for another who waited for it.
+    pub(super) fn again(&self) -> RegistryError {
+        match self {
+            Self::BlobUnknown => Self::BlobUnknown,
+            Self::NoSpace => Self::NoSpace,
+            Self::NoMirror(name) => Self::NoMirror(name.clone()),
+            Self::Upstream(why) => Self::Upstream(why.clone()),
+            Self::UpstreamRefused(why) => Self::UpstreamRefused(why.clone()),
+            other => Self::Internal(io::Error::other(other.to_string())),
         }
     }
 
@@ -140,6 +170,9 @@ impl RegistryError {
             }
             Self::Unsupported { allow } => {
                 headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+            }
+            Self::InUse { .. } => {
+                headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
             }
             Self::RangeUnsatisfiable { size } => {
                 super::set(headers, header::CONTENT_RANGE, &format!("bytes */{size}"))

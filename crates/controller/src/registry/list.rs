@@ -13,14 +13,14 @@ use std::sync::Arc;
 const MAX_PAGE: usize = 1000;
 
 /// The entries behind `last`, and whether more follow.
-fn page<'a>(sorted: &'a [String], last: Option<&str>, count: usize) -> (&'a [String], bool) {
+pub(super) fn page_of<'a>(sorted: &'a [String], last: Option<&str>, count: usize) -> (&'a [String], bool) {
     let from = last.map_or(0, |last| sorted.partition_point(|entry| entry.as_str() <= last));
     let rest = &sorted[from..];
     let shown = &rest[..count.min(rest.len())];
     (shown, shown.len() < rest.len())
 }
 
-fn page_size(query: &Query) -> Result<usize, RegistryError> {
+pub(super) fn page_size(query: &Query) -> Result<usize, RegistryError> {
     let Some(untrusted) = query.n.as_deref() else { return Ok(MAX_PAGE) };
     let count = super::blob::decimal(untrusted)
         .ok_or_else(|| RegistryError::QueryInvalid("n is not a number".into()))?;
@@ -37,7 +37,7 @@ pub(super) async fn tags(
     let registry = registry.clone();
     let name = repository.clone();
     let all = blocking(move || Ok(registry.disk.tags(&name)?)).await?.ok_or(RegistryError::NameUnknown)?;
-    let (shown, more) = page(&all, query.last.as_deref(), count);
+    let (shown, more) = page_of(&all, query.last.as_deref(), count);
     let body = serde_json::json!({ "name": repository.as_str(), "tags": shown });
     Ok(paged(&body, shown, more, &format!("/v2/{repository}/tags/list")))
 }
@@ -50,7 +50,7 @@ pub(super) async fn catalog(
     let count = page_size(query)?;
     let registry = registry.clone();
     let all = blocking(move || Ok(registry.disk.repositories()?)).await?;
-    let (shown, more) = page(&all, query.last.as_deref(), count);
+    let (shown, more) = page_of(&all, query.last.as_deref(), count);
     Ok(paged(&serde_json::json!({ "repositories": shown }), shown, more, "/v2/_catalog"))
 }
 
@@ -84,7 +84,7 @@ mod tests {
             (Some("z"), 1, &all[3..], false),
             (None, 0, &all[..0], true),
         ] {
-            assert_eq!(page(&all, last, count), (expected, more), "{last:?} {count}");
+            assert_eq!(page_of(&all, last, count), (expected, more), "{last:?} {count}");
         }
     }
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Manifests: what is taken, and reading and writing them over HTTP. A manifest is stored byte for byte
 //! as it came; it is taken only when everything it references is in the same repository, so that no
-//! reader ever meets half an image. A `subject` may be absent, as the spec demands.
+//! reader ever meets half an image; deleting keeps to the same. A `subject` may be absent, as the spec demands.
 
 use super::blob::{etag, matches_etag};
+use super::disk::{Adding, StoredManifest};
 use super::error::RegistryError;
 use super::name::{Reference, RepositoryName, digest_of, parse_digest};
 use super::{CONTENT_DIGEST, Registry, blocking, set};
@@ -12,6 +13,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, heade
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use model::id::Digest;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The size every registry must take at least, by the Distribution Spec; real ones are below 100 KiB.
@@ -57,6 +59,9 @@ struct Document {
     layers: Option<Vec<Descriptor>>,
     manifests: Option<Vec<Descriptor>>,
     subject: Option<Descriptor>,
+    artifact_type: Option<String>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -71,27 +76,36 @@ struct Descriptor {
 
 /// Something a manifest needs to be in its repository.
 #[derive(Debug, PartialEq, Eq)]
-struct Needed {
-    what: What,
-    digest: Digest,
-    size: u64,
+pub(super) struct Needed {
+    pub(super) what: What,
+    pub(super) digest: Digest,
+    pub(super) size: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum What {
+pub(super) enum What {
     Blob,
     Manifest,
 }
 
 /// A manifest that may be stored once all it needs is there.
 #[derive(Debug, PartialEq, Eq)]
-struct Parsed {
+pub(super) struct Parsed {
     kind: Kind,
-    needs: Vec<Needed>,
-    subject: Option<Digest>,
+    pub(super) needs: Vec<Needed>,
+    pub(super) subject: Option<Digest>,
+    /// What kind of thing it is: its `artifactType`, or the media type of its config.
+    pub(super) artifact_type: Option<String>,
+    pub(super) annotations: BTreeMap<String, String>,
 }
 
-fn parse(untrusted: &[u8], content_type: Option<&str>) -> Result<Parsed, RegistryError> {
+impl Parsed {
+    pub(super) fn media_type(&self) -> &'static str {
+        self.kind.media_type()
+    }
+}
+
+pub(super) fn parse(untrusted: &[u8], content_type: Option<&str>) -> Result<Parsed, RegistryError> {
     let invalid = |why: String| RegistryError::ManifestInvalid(why);
     let document: Document = serde_json::from_slice(untrusted).map_err(|error| invalid(error.to_string()))?;
     if document.schema_version != 2 {
@@ -104,6 +118,8 @@ fn parse(untrusted: &[u8], content_type: Option<&str>) -> Result<Parsed, Registr
         return Err(invalid("mediaType differs from Content-Type".into()));
     }
     let subject = document.subject.map(|subject| digest_in(&subject)).transpose()?;
+    let of_config = document.config.as_ref().map(|config| config.media_type.clone());
+    let artifact_type = document.artifact_type.or(of_config).filter(|text| !text.is_empty());
     let mut needs = Vec::new();
     // One document must not be an image to one reader and an index to another (CVE-2021-41190).
     match (kind, document.config, document.layers, document.manifests) {
@@ -129,7 +145,7 @@ fn parse(untrusted: &[u8], content_type: Option<&str>) -> Result<Parsed, Registr
     if needs.len() > MAX_REFERENCES {
         return Err(invalid(format!("more than {MAX_REFERENCES} references")));
     }
-    Ok(Parsed { kind, needs, subject })
+    Ok(Parsed { kind, needs, subject, artifact_type, annotations: document.annotations })
 }
 
 fn needed(descriptor: &Descriptor, what: What) -> Result<Needed, RegistryError> {
@@ -205,6 +221,8 @@ fn store(
     if registry.disk.free_bytes()? < registry.limits.free_bytes {
         return Err(RegistryError::NoSpace);
     }
+    // What is found present stays so until the manifest stands.
+    let adding = registry.disk.adding();
     for Needed { what, digest, size } in &parsed.needs {
         let stored = match what {
             What::Blob => registry.disk.blob_size(repository, *digest)?,
@@ -221,15 +239,43 @@ fn store(
             }
         }
     }
-    let digest = registry.disk.put_manifest(repository, bytes, parsed.kind.media_type())?;
+    let digest = keep(registry, &adding, repository, parsed, bytes)?;
     match reference {
         Reference::Tag(tag) => {
-            registry.disk.put_tag(repository, tag, digest)?;
+            registry.disk.put_tag(&adding, repository, tag, digest)?;
             tracing::info!(%repository, tag = tag.as_str(), %digest, "manifest tagged");
         }
         Reference::Digest(_) => tracing::info!(%repository, %digest, "manifest stored"),
     }
     Ok(())
+}
+
+/// Stores a manifest and enters it among the referrers of its subject.
+pub(super) fn keep(
+    registry: &Registry,
+    adding: &Adding<'_>,
+    repository: &RepositoryName,
+    parsed: &Parsed,
+    bytes: &[u8],
+) -> Result<Digest, RegistryError> {
+    let digest = registry.disk.put_manifest(adding, repository, bytes, parsed.media_type())?;
+    if let Some(subject) = parsed.subject {
+        registry.disk.put_referrer(adding, repository, subject, digest)?;
+    }
+    Ok(digest)
+}
+
+/// A stored manifest, read anew.
+pub(super) fn load(
+    registry: &Registry,
+    repository: &RepositoryName,
+    digest: Digest,
+) -> Result<Option<(StoredManifest, Parsed)>, RegistryError> {
+    let Some(stored) = registry.disk.manifest(repository, digest, MAX_MANIFEST_BYTES as u64)? else {
+        return Ok(None);
+    };
+    let parsed = parse(&stored.bytes, Some(&stored.media_type))?;
+    Ok(Some((stored, parsed)))
 }
 
 /// Answers `GET`, and `HEAD` when the caller drops the body.
@@ -246,7 +292,11 @@ pub(super) async fn get(
             Reference::Tag(tag) => registry.disk.tag(&repository, tag)?,
         };
         let Some(digest) = digest else { return Ok(None) };
-        Ok(registry.disk.manifest(&repository, digest, MAX_MANIFEST_BYTES as u64)?)
+        let stored = registry.disk.manifest(&repository, digest, MAX_MANIFEST_BYTES as u64)?;
+        if stored.is_some() {
+            registry.disk.keep_manifest(&repository, digest)?;
+        }
+        Ok(stored)
     });
     let stored = stored.await?.ok_or(RegistryError::ManifestUnknown)?;
     let unchanged = matches_etag(headers, header::IF_NONE_MATCH, stored.digest);

@@ -1,36 +1,47 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The built-in registry: pull and push of the OCI Distribution Spec v1.1 under `/v2/`.
+//! The built-in registry: the OCI Distribution Spec v1.1 under `/v2/`, all of it: pull, push, lists, delete and referrers.
 //!
 //! Owns one directory (`disk`) and nothing else: no user, no policy ([`Authorize`] is the owner's), no
 //! listener and no TLS. It never holds a whole blob in memory and never serves content whose digest was
-//! not verified when it came. Delete, referrers and garbage collection do not exist yet and answer 405.
+//! not verified when it came. What an app uses ([`Uses`]) is never deleted. Images of other registries
+//! ([`Upstreams`]) are fetched when they are asked for and kept (`mirror`).
 //!
 //! A request goes through `route` (which endpoint?), `auth` (may this client?), then to `blob`,
-//! `upload`, `manifest` or `list`; every failure is a [`error::RegistryError`] and becomes the JSON the
+//! `upload`, `manifest`, `delete`, `referrers` or `list`; `collect` is called by the owner. Every failure is a [`error::RegistryError`] and becomes the JSON the
 //! spec asks for. Work on the disk happens on blocking threads.
 //!
 //! Limits are in [`Limits`], [`MAX_MANIFEST_BYTES`] and the names of the spec.
 
 mod auth;
 mod blob;
+mod collect;
+mod delete;
 mod disk;
 mod error;
+mod examine;
 mod list;
 mod manifest;
+mod mirror;
 mod name;
+mod referrers;
 mod route;
 #[cfg(test)]
 mod tests;
 mod upload;
+mod uses;
 
 pub use auth::{Action, AllowAll, AnonymousPull, Authorize, Credentials, Decision, RefuseAll};
+pub use collect::{CollectError, Collected, GRACE, MIN_GRACE, Run};
 pub use disk::OpenError;
+pub use examine::{Finding, examine};
 pub use manifest::MAX_MANIFEST_BYTES;
+pub use mirror::{NoUpstreams, Upstream, Upstreams};
 pub use model::id::Digest;
 pub use name::{
     MAX_REPOSITORY_NAME_BYTES, MAX_TAG_BYTES, NameError, Reference, RepositoryName, Tag, digest_of,
     parse_digest,
 };
+pub use uses::{NoUses, Use, Uses};
 
 use axum::Router;
 use axum::body::Body;
@@ -63,6 +74,8 @@ pub const MAX_DOWNLOADS: usize = 256;
 pub const MAX_BLOB_BYTES: u64 = 1 << 40;
 /// What pushes leave free, since the controller's own data is on the same disk.
 pub const MIN_FREE_BYTES: u64 = 256 * 1024 * 1024;
+/// How long a tag of a mirror is taken as it is known: a fleet that pulls at once asks the upstream once.
+pub const TAG_FRESH: Duration = Duration::from_secs(30);
 /// What is still read of a refused body, so that the client gets to see the refusal.
 const DRAIN_BYTES: usize = 1024 * 1024;
 /// How long reading that may take.
@@ -89,6 +102,8 @@ pub struct Limits {
     pub blob_bytes: u64,
     /// See [`MIN_FREE_BYTES`].
     pub free_bytes: u64,
+    /// See [`TAG_FRESH`].
+    pub tag_fresh: Duration,
 }
 
 impl Default for Limits {
@@ -101,6 +116,7 @@ impl Default for Limits {
             downloads: MAX_DOWNLOADS,
             blob_bytes: MAX_BLOB_BYTES,
             free_bytes: MIN_FREE_BYTES,
+            tag_fresh: TAG_FRESH,
         }
     }
 }
@@ -111,6 +127,9 @@ pub struct Registry {
     uploads: upload::Uploads,
     authorize: Arc<dyn Authorize>,
     anonymous_pull: AnonymousPull,
+    uses: Arc<dyn Uses>,
+    upstreams: Arc<dyn Upstreams>,
+    mirrors: mirror::Mirrors,
     limits: Limits,
     transfers: Arc<Semaphore>,
     downloads: Arc<Semaphore>,
@@ -138,11 +157,16 @@ impl Registry {
             uploads,
             authorize: Arc::new(RefuseAll),
             anonymous_pull: AnonymousPull::Refused,
+            uses: Arc::new(NoUses),
+            upstreams: Arc::new(NoUpstreams),
+            mirrors: mirror::Mirrors::default(),
             limits: Limits::default(),
             transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
             downloads: Arc::new(Semaphore::new(MAX_DOWNLOADS)),
         };
-        registry.sweep(SystemTime::now()).map_err(|error| OpenError::Io(directory.to_owned(), error))?;
+        let failed = |error| OpenError::Io(directory.to_owned(), error);
+        registry.sweep(SystemTime::now()).map_err(failed)?;
+        referrers::complete(&registry).map_err(failed)?;
         Ok(registry)
     }
 
@@ -150,6 +174,20 @@ impl Registry {
     #[must_use]
     pub fn with_authorize(mut self, authorize: Arc<dyn Authorize>) -> Self {
         self.authorize = authorize;
+        self
+    }
+
+    /// Who uses which images.
+    #[must_use]
+    pub fn with_uses(mut self, uses: Arc<dyn Uses>) -> Self {
+        self.uses = uses;
+        self
+    }
+
+    /// Which registries are mirrored.
+    #[must_use]
+    pub fn with_upstreams(mut self, upstreams: Arc<dyn Upstreams>) -> Self {
+        self.upstreams = upstreams;
         self
     }
 
@@ -213,6 +251,8 @@ struct Query {
     from: Option<String>,
     n: Option<String>,
     last: Option<String>,
+    #[serde(rename = "artifactType")]
+    artifact_type: Option<String>,
 }
 
 struct Call {
@@ -273,7 +313,12 @@ async fn answer(registry: &Arc<Registry>, call: &mut Call) -> Result<Response<Bo
         | Endpoint::Manifest(repository, _)
         | Endpoint::Blob(repository, _)
         | Endpoint::Referrers(repository, _) => {
-            (Some(repository), if reads { Action::Pull } else { Action::Push })
+            let action = match call.method {
+                _ if reads => Action::Pull,
+                Method::DELETE => Action::Delete,
+                _ => Action::Push,
+            };
+            (Some(repository), action)
         }
     };
     registry.check(&call.presented, repository, action)?;
@@ -289,6 +334,7 @@ async fn dispatch(
     query: Query,
     call: &mut Call,
 ) -> Result<Response<Body>, RegistryError> {
+    prepare_mirror(registry, &endpoint, &call.method).await?;
     match (endpoint, call.method.as_str()) {
         (Endpoint::Ping, "GET" | "HEAD") => Ok(pong()),
         (Endpoint::Catalog, "GET" | "HEAD") => list::catalog(registry, &query).await,
@@ -303,6 +349,13 @@ async fn dispatch(
             blob::get(registry, repository, digest, &call.headers).await
         }
         (Endpoint::Blob(repository, digest), "HEAD") => blob::head(registry, repository, digest).await,
+        (Endpoint::Manifest(repository, reference), "DELETE") => {
+            delete::manifest(registry, repository, reference).await
+        }
+        (Endpoint::Blob(repository, digest), "DELETE") => delete::blob(registry, repository, digest).await,
+        (Endpoint::Referrers(repository, digest), "GET" | "HEAD") => {
+            referrers::get(registry, repository, digest, &query).await
+        }
         (Endpoint::Uploads(repository), "POST") => start_upload(registry, repository, &query, call).await,
         (Endpoint::Upload(repository, id), "GET" | "HEAD") => {
             let offset = upload::status(registry, &repository, id).await?;
@@ -331,13 +384,33 @@ async fn dispatch(
     }
 }
 
+/// In a mirror what is asked for is fetched first, and nothing is pushed.
+async fn prepare_mirror(
+    registry: &Arc<Registry>,
+    endpoint: &Endpoint,
+    method: &Method,
+) -> Result<(), RegistryError> {
+    let reads = matches!(*method, Method::GET | Method::HEAD);
+    match endpoint {
+        Endpoint::Manifest(name, reference) if reads && mirror::is_mirrored(name) => {
+            mirror::ensure_manifest(registry, name, reference).await
+        }
+        Endpoint::Blob(name, digest) if reads && mirror::is_mirrored(name) => {
+            mirror::ensure_blob(registry, name, *digest).await
+        }
+        Endpoint::Manifest(name, _) if *method == Method::PUT => mirror::refuse_push(name),
+        Endpoint::Uploads(name) | Endpoint::Upload(name, _) => mirror::refuse_push(name),
+        _ => Ok(()),
+    }
+}
+
 fn allowed(endpoint: &Endpoint) -> &'static str {
     match endpoint {
-        Endpoint::Ping | Endpoint::Catalog | Endpoint::Tags(_) | Endpoint::Blob(..) => "GET, HEAD",
-        Endpoint::Manifest(..) => "GET, HEAD, PUT",
+        Endpoint::Ping | Endpoint::Catalog | Endpoint::Tags(_) | Endpoint::Referrers(..) => "GET, HEAD",
+        Endpoint::Blob(..) => "GET, HEAD, DELETE",
+        Endpoint::Manifest(..) => "GET, HEAD, PUT, DELETE",
         Endpoint::Uploads(_) => "POST",
         Endpoint::Upload(..) => "GET, HEAD, PATCH, PUT, DELETE",
-        Endpoint::Referrers(..) => "",
     }
 }
 
@@ -385,9 +458,10 @@ async fn mount_blob(
     }
     let (registry, repository) = (registry.clone(), repository.clone());
     blocking(move || {
+        let adding = registry.disk.adding();
         let there = registry.disk.blob_size(&from, digest)?.is_some();
         if there {
-            registry.disk.link_blob(&repository, digest)?;
+            registry.disk.link_blob(&adding, &repository, digest)?;
             tracing::info!(%repository, %from, %digest, "blob mounted");
         }
         Ok(there)

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The registry as a client sees it, without a socket.
 
+mod removal;
+
 use super::name::digest_hex;
 use super::*;
 use bytes::Bytes;
@@ -486,13 +488,13 @@ async fn lists_come_in_pages_that_link_to_the_next() {
 }
 
 #[tokio::test]
-async fn what_does_not_exist_yet_is_unsupported() {
+async fn a_method_that_an_endpoint_does_not_have_is_unsupported() {
     let world = World::new();
     let digest = world.push_image("a", "v1").await;
     for (line, allow) in [
-        ("DELETE /v2/a/manifests/v1".to_owned(), "GET, HEAD, PUT"),
-        (format!("DELETE /v2/a/blobs/{digest}"), "GET, HEAD"),
-        (format!("GET /v2/a/referrers/{digest}"), ""),
+        ("POST /v2/a/manifests/v1".to_owned(), "GET, HEAD, PUT, DELETE"),
+        (format!("PUT /v2/a/blobs/{digest}"), "GET, HEAD, DELETE"),
+        (format!("DELETE /v2/a/referrers/{digest}"), "GET, HEAD"),
         ("POST /v2/".to_owned(), "GET, HEAD"),
         ("GET /v2/a/blobs/uploads/".to_owned(), "POST"),
     ] {

@@ -282,9 +282,12 @@ pub(super) async fn finish(
             return Err(RegistryError::AbortedBody);
         }
         progress.state = State::Gone;
-        let stored = verify(&mut file, &mut progress, digest)
-            .and_then(|()| Ok(registry.disk.commit_blob(&file, &path, digest)?))
-            .and_then(|()| Ok(registry.disk.link_blob(&session.repository, digest)?));
+        let stored =
+            verify(&mut file, &mut progress, digest).and_then(|()| Ok(file.sync_all()?)).and_then(|()| {
+                let adding = registry.disk.adding();
+                registry.disk.commit_blob(&adding, &path, digest)?;
+                Ok(registry.disk.link_blob(&adding, &session.repository, digest)?)
+            });
         registry.uploads.remove(&session)?;
         stored?;
         tracing::info!(repository = %session.repository, %digest, bytes = progress.offset, "blob stored");
@@ -309,8 +312,10 @@ pub(super) async fn store(
             return Err(RegistryError::AbortedBody);
         }
         verify(&mut temporary.file, &mut progress, digest)?;
-        temporary.commit_blob(&registry.disk, digest)?;
-        registry.disk.link_blob(&repository, digest)?;
+        temporary.file.sync_all()?;
+        let adding = registry.disk.adding();
+        temporary.commit_blob(&registry.disk, &adding, digest)?;
+        registry.disk.link_blob(&adding, &repository, digest)?;
         tracing::info!(%repository, %digest, bytes = progress.offset, "blob stored");
         Ok(())
     };

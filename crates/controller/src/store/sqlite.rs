@@ -29,6 +29,10 @@ impl std::fmt::Debug for SqliteStore {
 impl SqliteStore {
     /// Opens or makes the file.
     pub(crate) fn open(path: &Path) -> Result<SqliteStore, StoreError> {
+        // What SQLite puts beside the file has the file's mode.
+        if let Err(error) = crate::files::make_private(path) {
+            tracing::warn!(%error, "cannot close the intent store to others");
+        }
         SqliteStore::set_up(Connection::open(path)?)
     }
 

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The operator's side of the built-in registry: which images apps use, and collecting garbage.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::response::IntoResponse as _;
+use axum::routing::post;
+use axum::{Json, Router};
+use controller_core::image::{parse_image, parse_memory, parse_registry};
+use controller_core::resource::{AppSpec, BUILTIN_REGISTRY, SecretRef};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Answered, Api, BASE, Problem};
+use crate::registry::{
+    CollectError, GRACE, MIN_GRACE, Reference, Registry, RepositoryName, Run, Upstream, Upstreams, Use, Uses,
+};
+use crate::state::Controller;
+
+/// Images in use: those of all apps, also of apps that are stopped.
+#[derive(Debug)]
+pub struct ImageUses(pub Arc<Controller>);
+
+impl Uses for ImageUses {
+    fn uses(&self) -> Vec<Use> {
+        self.0.with_project(|project| {
+            let apps = project.intent.apps.values();
+            apps.filter_map(|app| use_of(&app.spec, format!("app/{}", app.name))).collect()
+        })
+    }
+}
+
+fn use_of(app: &AppSpec, by: String) -> Option<Use> {
+    if app.registry != BUILTIN_REGISTRY {
+        return None;
+    }
+    let text = parse_image(&app.image).ok()?.text;
+    let (repository, reference) = text.split_once('@').or_else(|| text.rsplit_once(':'))?;
+    Some(Use {
+        repository: RepositoryName::parse(repository).ok()?,
+        reference: Reference::parse(reference).ok()?,
+        by,
+    })
+}
+
+/// Mirrors: the registries of the intent that have `mirror`.
+#[derive(Debug)]
+pub struct MirroredRegistries(pub Arc<Controller>);
+
+impl Upstreams for MirroredRegistries {
+    fn upstream(&self, name: &str) -> Option<Upstream> {
+        self.0.with_project(|project| {
+            let spec = &project.intent.registries.get(name)?.spec;
+            let quota_bytes = parse_memory(&spec.mirror.as_ref()?.quota).ok()?;
+            let (address, path) = parse_registry(&spec.url, spec.insecure).ok()?;
+            let base_url = address.replacen("docker://", "https://", 1);
+            let login = spec.credentials.as_ref().and_then(|secret| {
+                let value = |key: &str| {
+                    let reference = SecretRef { name: secret.clone(), key: key.into() };
+                    project.intent.secret(&reference).map(str::to_owned)
+                };
+                Some((value("username")?, value("password")?))
+            });
+            Some(Upstream { base_url, path, ca_pem: spec.ca.clone(), login, quota_bytes })
+        })
+    }
+}
+
+/// Routes that need the registry beside the controller.
+pub fn registry_router(controller: Api, registry: Arc<Registry>) -> Router {
+    Router::new()
+        .route(&format!("{BASE}/projects/{{project}}/registry/gc"), post(collect))
+        .layer(axum::middleware::from_fn_with_state(controller, super::guard::guard))
+        .with_state(registry)
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct CollectQuery {
+    dry_run: bool,
+    grace_s: Option<u64>,
+}
+
+async fn collect(State(registry): State<Arc<Registry>>, Query(query): Query<CollectQuery>) -> Answered {
+    let run = if query.dry_run { Run::Dry } else { Run::Real };
+    let grace = query.grace_s.map_or(GRACE, Duration::from_secs);
+    let done = tokio::task::spawn_blocking(move || registry.collect(SystemTime::now(), grace, run)).await;
+    let collected = match done {
+        Ok(Ok(collected)) => collected,
+        Ok(Err(error @ CollectError::Grace)) => {
+            let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", error.to_string());
+            return Err(problem.next(format!("give at least {} s", MIN_GRACE.as_secs())));
+        }
+        Ok(Err(error)) => {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "cannot collect garbage of the registry"
+            );
+            return Err(Problem::internal());
+        }
+        Err(_) => return Err(Problem::internal()),
+    };
+    let manifests = collected.manifests.iter();
+    let manifests: Vec<_> = manifests
+        .map(
+            |(repository, digest)| json!({ "repository": repository.as_str(), "digest": digest.to_string() }),
+        )
+        .collect();
+    let unreadable: Vec<_> = collected.unreadable.iter().map(RepositoryName::as_str).collect();
+    Ok(Json(json!({
+        "dryRun": query.dry_run,
+        "graceSeconds": grace.as_secs(),
+        "manifests": manifests,
+        "links": collected.links,
+        "contents": collected.contents.len(),
+        "bytes": collected.bytes(),
+        "unreadable": unreadable,
+    }))
+    .into_response())
+}
