@@ -139,7 +139,7 @@ pub async fn serve(options: Options, ready: impl FnOnce(SocketAddr, &str)) -> Re
     statuses.abort();
     // Whether it ended in time or not, the process ends now.
     let _ = tokio::time::timeout(STOP_TIME, server).await;
-    let _ = tokio::task::spawn_blocking(move || last.save_heartbeats()).await;
+    let _ = tokio::task::spawn_blocking(move || last.end()).await;
     Ok(())
 }
 

@@ -30,7 +30,7 @@ use crate::feed::Feed;
 use crate::files::FileError;
 use crate::node::{CERT_ECDH, ConfigState, Node, NodeRecord, Ordered, Published, lock};
 use crate::objects::Stored;
-use crate::observed::{Observed, read_heartbeats, write_heartbeats};
+use crate::observed::{Ended, Observed, begin, end, read_heartbeats, write_heartbeats};
 use crate::seal::DeviceSeal;
 use crate::store::{Store, StoreError, Txn};
 use crate::telemetry::Counters;
@@ -237,12 +237,18 @@ impl Controller {
             (Role::Signing, ca.signing_pem.as_slice()),
             (Role::Ecdh, ca.ecdh_pem.as_slice()),
         ]);
-        let epoch: Epoch = match store.get(EPOCH_KEY)? {
+        let observed = Observed::open(&data.join("observed")).map_err(StateError::Observed)?;
+        let mut epoch: Epoch = match store.get(EPOCH_KEY)? {
             Some(entry) => {
                 serde_json::from_slice(&entry.value).map_err(|_| StateError::Entry(EPOCH_KEY.into()))?
             }
             None => Epoch::default(),
         };
+        if begin(&data.join("observed")).map_err(StateError::Observed)? == Ended::WithMachine {
+            tracing::warn!("the machine went down under the controller: devices are asked for all info again");
+            epoch = epoch.raised(now_ms());
+            store.commit(&Txn { puts: vec![(EPOCH_KEY.into(), to_bytes(&epoch))], ..Txn::default() })?;
+        }
         let site = Site {
             advertise: settings.advertise,
             ca_pem: ca.root_pem.clone(),
@@ -252,7 +258,6 @@ impl Controller {
             pull_password: String::from_utf8_lossy(&pull).trim().into(),
             poll_interval_s: (!settings.hold.is_zero()).then_some(HELD_POLL_INTERVAL_S),
         };
-        let observed = Observed::open(&data.join("observed")).map_err(StateError::Observed)?;
         let admin_token = String::from_utf8_lossy(&token).trim().to_owned();
         let mut controller = Controller {
             data: data.to_owned(),
@@ -400,6 +405,14 @@ impl Controller {
         let beats = nodes.iter().map(|node| (node.id, node.last_seen_ms())).filter(|(_, at_ms)| *at_ms > 0);
         if let Err(error) = write_heartbeats(&self.observed_dir(), beats) {
             tracing::error!(%error, "cannot write down when devices were heard");
+        }
+    }
+
+    /// The controller stops in order. Blocks.
+    pub fn end(&self) {
+        self.save_heartbeats();
+        if let Err(error) = end(&self.observed_dir()) {
+            tracing::error!(%error, "cannot end in order; devices will say everything again");
         }
     }
 

@@ -4,6 +4,7 @@
 //!
 //! Never in the intent store. After a restart the newest info is read back when first looked at.
 
+mod crash;
 mod heartbeat;
 mod recent;
 mod segment;
@@ -20,6 +21,7 @@ use eve_api::wire::info::z_info_msg::InfoContent;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub(crate) use crash::{Ended, begin, end};
 pub(crate) use heartbeat::{read as read_heartbeats, write as write_heartbeats};
 pub(crate) use recent::{Behind, Recent};
 pub(crate) use segment::{Kind, Record};
