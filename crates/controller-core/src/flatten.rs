@@ -4,6 +4,7 @@
 //! Complete (two values with the same list are equal for the types of the model) and ordered as the fields are. Bytes
 //! are written in hex. Nothing is cut short here; whoever prints may.
 
+use alloc::borrow::Cow;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
@@ -18,7 +19,7 @@ pub type Field = (String, String);
 pub fn flatten<T: Serialize>(value: &T) -> Vec<Field> {
     let mut out = Vec::new();
     if let Ok(node) = value.serialize(Nodes) {
-        node.walk(&mut String::new(), &mut out);
+        node.walk(&mut String::new(), &mut |path, text| out.push((path.into(), text)));
     }
     out
 }
@@ -26,12 +27,14 @@ pub fn flatten<T: Serialize>(value: &T) -> Vec<Field> {
 /// SHA-256 over the fields of a value, in hex.
 pub fn digest<T: Serialize>(value: &T) -> String {
     let mut hash = Sha256::new();
-    for (path, text) in flatten(value) {
-        // Lengths keep two different lists from running together into the same bytes.
-        hash.update((path.len() as u64).to_be_bytes());
-        hash.update(path.as_bytes());
-        hash.update((text.len() as u64).to_be_bytes());
-        hash.update(text.as_bytes());
+    if let Ok(node) = value.serialize(Nodes) {
+        node.walk(&mut String::new(), &mut |path, text| {
+            // Lengths keep two different lists from running together into the same bytes.
+            hash.update((path.len() as u64).to_be_bytes());
+            hash.update(path.as_bytes());
+            hash.update((text.len() as u64).to_be_bytes());
+            hash.update(text.as_bytes());
+        });
     }
     hex(&hash.finalize())
 }
@@ -51,22 +54,22 @@ enum Node {
     Leaf(String),
     Byte(u8),
     List(Vec<Node>),
-    Map(Vec<(String, Node)>),
+    Map(Vec<(Cow<'static, str>, Node)>),
 }
 
 impl Node {
-    fn walk(self, path: &mut String, out: &mut Vec<Field>) {
+    fn walk(self, path: &mut String, out: &mut dyn FnMut(&str, String)) {
         match self {
             Node::Nothing => {}
-            Node::Leaf(text) => out.push((path.clone(), text)),
-            Node::Byte(byte) => out.push((path.clone(), byte.to_string())),
+            Node::Leaf(text) => out(path, text),
+            Node::Byte(byte) => out(path, byte.to_string()),
             Node::List(items) => {
                 if !items.is_empty() && items.iter().all(|item| matches!(item, Node::Byte(_))) {
                     let bytes: Vec<u8> = items
                         .iter()
                         .filter_map(|i| if let Node::Byte(b) = i { Some(*b) } else { None })
                         .collect();
-                    out.push((path.clone(), hex(&bytes)));
+                    out(path, hex(&bytes));
                     return;
                 }
                 for (index, item) in items.into_iter().enumerate() {
@@ -81,7 +84,7 @@ impl Node {
         }
     }
 
-    fn below(self, key: &str, path: &mut String, out: &mut Vec<Field>) {
+    fn below(self, key: &str, path: &mut String, out: &mut dyn FnMut(&str, String)) {
         let length = path.len();
         if length > 0 {
             path.push('.');
@@ -277,12 +280,12 @@ impl ser::SerializeTupleVariant for List {
 struct Map {
     variant: Option<&'static str>,
     key: String,
-    entries: Vec<(String, Node)>,
+    entries: Vec<(Cow<'static, str>, Node)>,
 }
 
 impl Map {
-    fn push<T: ?Sized + Serialize>(&mut self, key: &str, value: &T) -> Result<(), Never> {
-        self.entries.push((key.into(), value.serialize(Nodes)?));
+    fn push<T: ?Sized + Serialize>(&mut self, key: Cow<'static, str>, value: &T) -> Result<(), Never> {
+        self.entries.push((key, value.serialize(Nodes)?));
         Ok(())
     }
     fn done(self) -> Node {
@@ -298,15 +301,15 @@ impl ser::SerializeMap for Map {
             Node::Leaf(text) => text,
             other => {
                 let mut out = Vec::new();
-                other.walk(&mut String::new(), &mut out);
-                out.into_iter().map(|(_, text)| text).collect::<Vec<_>>().join("#")
+                other.walk(&mut String::new(), &mut |_, text| out.push(text));
+                out.join("#")
             }
         };
         Ok(())
     }
     fn serialize_value<T: ?Sized + Serialize>(&mut self, value: &T) -> Result<(), Never> {
         let key = core::mem::take(&mut self.key);
-        self.push(&key, value)
+        self.push(key.into(), value)
     }
     fn end(self) -> Result<Node, Never> {
         Ok(self.done())
@@ -317,7 +320,7 @@ impl ser::SerializeStruct for Map {
     type Ok = Node;
     type Error = Never;
     fn serialize_field<T: ?Sized + Serialize>(&mut self, key: &'static str, value: &T) -> Result<(), Never> {
-        self.push(key, value)
+        self.push(key.into(), value)
     }
     fn end(self) -> Result<Node, Never> {
         Ok(self.done())
@@ -328,7 +331,7 @@ impl ser::SerializeStructVariant for Map {
     type Ok = Node;
     type Error = Never;
     fn serialize_field<T: ?Sized + Serialize>(&mut self, key: &'static str, value: &T) -> Result<(), Never> {
-        self.push(key, value)
+        self.push(key.into(), value)
     }
     fn end(self) -> Result<Node, Never> {
         Ok(self.done())
