@@ -27,7 +27,8 @@ pub(crate) struct Args {
     /// A hosted node with real images, registries and kills; needs root (by sudo).
     #[arg(long)]
     hosted: bool,
-    /// Services and init of a hosted node killed and stopped under an app that is watched; needs root (by sudo).
+    /// Services and init of a hosted node killed and stopped under an app that is watched; the controller killed under
+    /// devices that report, and restored; needs root (by sudo).
     #[arg(long)]
     faults: bool,
     /// Many more rounds where there are rounds: half an hour instead of minutes.
@@ -55,6 +56,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     if args.faults || all {
         whole("faults", args)?;
+        packages::ensure(packages::REFEREES)?;
+        whole("controller_faults", args)?;
     }
     if args.referees || all {
         whole("referee", args)?;

@@ -245,7 +245,9 @@ impl Controller {
             None => Epoch::default(),
         };
         if begin(&data.join("observed")).map_err(StateError::Observed)? == Ended::WithMachine {
-            tracing::warn!("the machine went down under the controller: devices are asked for all info again");
+            tracing::warn!(
+                "the machine went down under the controller: devices are asked for all info again"
+            );
             epoch = epoch.raised(now_ms());
             store.commit(&Txn { puts: vec![(EPOCH_KEY.into(), to_bytes(&epoch))], ..Txn::default() })?;
         }
