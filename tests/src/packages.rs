@@ -25,6 +25,7 @@ pub const HOSTED: &[Program] = &[
     ("crun", "crun"),
     ("nft", "nftables"),
     ("getfattr", "attr"),
+    ("groff", "groff-base"),
     ("mkfs.ext4", "e2fsprogs"),
 ];
 

@@ -3,112 +3,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod lab;
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_selvedge");
-/// Machines with other work beside take their time.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A controller, stopped when dropped.
-struct Controller {
-    directory: tempfile::TempDir,
-    process: Child,
-    listen: String,
-}
-
-impl Controller {
-    fn start() -> Controller {
-        let directory = tempfile::tempdir().unwrap();
-        let (process, listen) = serve(directory.path(), "127.0.0.1:0");
-        Controller { directory, process, listen }
-    }
-
-    fn stop(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
-
-    fn start_again(&mut self) {
-        self.process = serve(self.directory.path(), &self.listen).0;
-    }
-
-    fn path(&self) -> &Path {
-        self.directory.path()
-    }
-
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(PROGRAM);
-        command.arg("--data").arg(self.path().join("data")).args(words).current_dir(self.path());
-        for name in ["SELVEDGE_DATA", "SELVEDGE_SERVER", "SELVEDGE_TOKEN", "SELVEDGE_CA", "VISUAL"] {
-            command.env_remove(name);
-        }
-        command
-    }
-
-    fn run(&self, words: &[&str]) -> Ran {
-        Ran::from(self.command(words).output().unwrap())
-    }
-
-    #[track_caller]
-    fn does(&self, words: &[&str]) -> String {
-        let ran = self.run(words);
-        assert_eq!(ran.code, 0, "{words:?}: {}{}", ran.out, ran.err);
-        ran.out
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.path().join(name), text).unwrap();
-    }
-
-    /// Edits an object with a shell script in place of an editor; `$1` is the file.
-    fn edit(&self, object: &str, script: &str) -> Ran {
-        self.write("editor.sh", script);
-        let output = self.command(&["edit", object]).env("EDITOR", "sh editor.sh").output();
-        Ran::from(output.unwrap())
-    }
-}
-
-impl Drop for Controller {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-fn serve(directory: &Path, listen: &str) -> (Child, String) {
-    let mut process = Command::new(PROGRAM)
-        .arg("--data")
-        .arg(directory.join("data"))
-        .args(["serve", "--listen", listen])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-    let line =
-        lines.by_ref().map_while(Result::ok).find(|line| line.contains("controller listens on ")).unwrap();
-    let address = line.split("listens on ").nth(1).unwrap().split(',').next().unwrap().to_owned();
-    // It goes on talking.
-    std::thread::spawn(move || lines.for_each(drop));
-    (process, address)
-}
-
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl From<Output> for Ran {
-    fn from(output: Output) -> Ran {
-        Ran {
-            code: output.status.code().unwrap(),
-            out: String::from_utf8(output.stdout).unwrap(),
-            err: String::from_utf8(output.stderr).unwrap(),
-        }
-    }
-}
+use lab::{Controller, PATIENCE, PROGRAM, Ran, serve};
 
 const INTENT: &str = "\
 apiVersion: selvedge/v1alpha1
@@ -364,6 +266,8 @@ fn garbage_of_the_registry_is_collected_by_command() {
     assert_eq!((planned.code, planned.out.as_str()), (2, "would free 4.9 KiB: 0 manifests, 1 blobs\n"));
     assert_eq!(controller.does(&["registry", "gc"]), "freed 4.9 KiB: 0 manifests, 1 blobs\n");
     assert!(!file.exists());
+    let audit = controller.does(&["audit", "tail", "-n", "1"]);
+    assert!(audit.contains("collectImages") && audit.contains("0 manifests, 1 blobs, 5000 bytes"), "{audit}");
 }
 
 #[test]

@@ -46,6 +46,7 @@ pub(crate) enum Action {
     RevokeToken,
     Backup,
     Restore,
+    CollectImages,
     /// Not done: the role of the caller does not allow it.
     Refused,
 }

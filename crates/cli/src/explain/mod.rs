@@ -376,6 +376,36 @@ mod tests {
     }
 
     #[test]
+    fn examples_have_no_field_that_is_not_in_the_schema() {
+        fn check(field: &Field<'_>, value: &Value) {
+            match value {
+                Value::Array(items) => items.iter().for_each(|item| check(field, item)),
+                Value::Object(map) if !field.children().is_empty() => {
+                    for (key, value) in map {
+                        match field.child(key) {
+                            Some(child) => check(&child, value),
+                            // A map of names to objects.
+                            None => {
+                                assert!(
+                                    matches!(field.shape(), Shape::Map(_)),
+                                    "{} has no {key}",
+                                    field.path
+                                );
+                                check(field, value);
+                            }
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        let document = openapi_document();
+        for kind in Kind::ALL {
+            check(&Field::root(&document, kind).unwrap(), &example(kind).unwrap());
+        }
+    }
+
+    #[test]
     fn every_kind_has_an_example_and_every_field_a_description() {
         let document = openapi_document();
         let mut silent = Vec::new();

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use axum::extract::{Query, State};
+use axum::extract::{Extension, Query, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse as _;
 use axum::routing::post;
@@ -14,11 +14,14 @@ use controller_core::resource::{AppSpec, BUILTIN_REGISTRY, SecretRef};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Answered, Api, BASE, Problem};
+use super::{Answered, Api, BASE, Problem, blocking};
+use crate::access::Caller;
+use crate::audit::{Action, Entry};
 use crate::registry::{
     CollectError, GRACE, MIN_GRACE, Reference, Registry, RepositoryName, Run, Upstream, Upstreams, Use, Uses,
 };
 use crate::state::Controller;
+use crate::store::Txn;
 
 /// Images in use: those of all apps, also of apps that are stopped.
 #[derive(Debug)]
@@ -69,12 +72,19 @@ impl Upstreams for MirroredRegistries {
     }
 }
 
+/// What the routes of images work with.
+#[derive(Clone)]
+struct Images {
+    controller: Api,
+    registry: Arc<Registry>,
+}
+
 /// Routes that need the registry beside the controller.
 pub fn registry_router(controller: Api, registry: Arc<Registry>) -> Router {
     Router::new()
         .route(&format!("{BASE}/projects/{{project}}/registry/gc"), post(collect))
-        .layer(axum::middleware::from_fn_with_state(controller, super::guard::guard))
-        .with_state(registry)
+        .layer(axum::middleware::from_fn_with_state(controller.clone(), super::guard::guard))
+        .with_state(Images { controller, registry })
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -84,7 +94,12 @@ struct CollectQuery {
     grace_s: Option<u64>,
 }
 
-async fn collect(State(registry): State<Arc<Registry>>, Query(query): Query<CollectQuery>) -> Answered {
+async fn collect(
+    State(images): State<Images>,
+    Extension(caller): Extension<Caller>,
+    Query(query): Query<CollectQuery>,
+) -> Answered {
+    let Images { controller, registry } = images;
     let run = if query.dry_run { Run::Dry } else { Run::Real };
     let grace = query.grace_s.map_or(GRACE, Duration::from_secs);
     let done = tokio::task::spawn_blocking(move || registry.collect(SystemTime::now(), grace, run)).await;
@@ -103,6 +118,18 @@ async fn collect(State(registry): State<Arc<Registry>>, Query(query): Query<Coll
         }
         Err(_) => return Err(Problem::internal()),
     };
+    if run == Run::Real {
+        let (count, bytes) = (collected.manifests.len(), collected.bytes());
+        let detail = format!("{count} manifests, {} blobs, {bytes} bytes", collected.contents.len());
+        blocking(&controller, move |c| {
+            let entry = Entry::new(&caller, Action::CollectImages, detail);
+            c.audit.commit(Txn::default(), entry).map_err(|error| {
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot enter it into the audit");
+                Problem::internal()
+            })
+        })
+        .await?;
+    }
     let manifests = collected.manifests.iter();
     let manifests: Vec<_> = manifests
         .map(
