@@ -35,6 +35,10 @@ pub(crate) fn get(client: &Client, args: &GetArgs) -> anyhow::Result<u8> {
     }
     let query = selection::query(args.selector.as_deref())?;
     if args.watch {
+        if let Some(name) = &name {
+            // A mistyped name would be waited for in vain.
+            client.get(&format!("{}/{name}", kind.plural()))?;
+        }
         let path = match &name {
             Some(name) => format!("{}/{name}", kind.plural()),
             None if query.is_empty() => kind.plural().to_owned(),

@@ -17,6 +17,9 @@ use crate::advice::Advice;
 use crate::args::{Connection, ServeArgs};
 use crate::otlp::Export;
 
+/// Time for work on the disk to end after the controller has stopped.
+const STOP_TIME: Duration = Duration::from_secs(5);
+
 /// Reads `35s`, `500ms`, `2m`, `24h` or plain seconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -60,6 +63,8 @@ pub(crate) fn serve(connection: &Connection, args: ServeArgs) -> anyhow::Result<
         eprintln!("admin token: {data}/admin-token    root certificate: {data}/pki/root-certificate.pem");
         eprintln!("next: selvedge --data {data} node bundle --serial '*' --out DIR");
     }));
+    // A blob that is being fetched from a registry far away holds up nobody's restart.
+    runtime.shutdown_timeout(STOP_TIME);
     served.map_err(|error| match next_of(&error) {
         Some(next) => {
             let what = error.to_string();

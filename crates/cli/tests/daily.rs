@@ -79,6 +79,8 @@ fn labels_choose_and_are_changed_with_what_they_do_to_devices_shown() {
     assert!(controller.does(&["get", "secret/shop-db", "-o", "yaml"]).contains("- password"));
     let waited = controller.run(&["wait", "app", "-l", "tier=gold", "--for", "exists", "--timeout", "1s"]);
     assert_eq!(waited.code, 0, "{}", waited.err);
+    let mistyped = controller.run(&["get", "app/shpo", "-w"]);
+    assert!(mistyped.code == 1 && mistyped.err.contains("does not exist"), "{}", mistyped.err);
     let nothing = controller.run(&["delete", "app", "-l", "tier=iron"]);
     assert!(nothing.code == 1 && nothing.err.contains("no app carries tier=iron"), "{}", nothing.err);
     assert_eq!(controller.run(&["delete", "app", "-l", "tier=gold", "--dry-run"]).code, 2);

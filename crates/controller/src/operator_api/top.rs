@@ -101,3 +101,81 @@ fn traffic(links: &[&LinkMetrics]) -> (u64, u64) {
         |of: fn(&LinkMetrics) -> u64| links.iter().map(|link| of(link)).fold(0_u64, u64::saturating_add);
     (sum(|link| link.rx_bytes), sum(|link| link.tx_bytes))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::observed::AppMetrics;
+    use model::report::{AppReport, DiskReport, NodeMetrics, UplinkReport};
+
+    fn link(name: &str, app: Option<AppId>, bytes: u64) -> LinkMetrics {
+        LinkMetrics {
+            name: name.into(),
+            app,
+            rx_bytes: bytes,
+            tx_bytes: bytes / 10,
+            rx_packets: 0,
+            tx_packets: 0,
+            rx_drops: 0,
+            tx_drops: 0,
+            rx_errors: 0,
+            tx_errors: 0,
+            acl_drops: 0,
+        }
+    }
+
+    #[test]
+    fn an_item_has_the_uplinks_the_largest_disk_and_the_apps_by_their_names() {
+        let app = AppId(Uuid::from_u128(1));
+        let at = |seconds| Some(WallTime { seconds, nanos: 0 });
+        let disk = |path: &str, total_bytes| DiskReport { path: path.into(), total_bytes, used_bytes: 1 };
+        let uplink = UplinkReport {
+            port: "eth0".into(),
+            succeeded: 1,
+            failed: 0,
+            last_success: None,
+            last_failure: None,
+            refused: 0,
+        };
+        let metrics = Metrics {
+            at: at(1000),
+            node: NodeMetrics {
+                cpu_ns: 7,
+                booted_at: at(400),
+                memory_total_bytes: 100,
+                memory_used_bytes: 50,
+                links: vec![link("eth0", None, 1000), link("br0", None, 9999)],
+                disks: vec![disk("/run", 5), disk("/persist", 500)],
+                uplinks: vec![uplink],
+                ..NodeMetrics::default()
+            },
+            apps: vec![AppReport {
+                name: "as the device calls it".into(),
+                version: "1".into(),
+                started_at: at(1200),
+                metrics: AppMetrics {
+                    app,
+                    cpu_ns: 3,
+                    memory_used_bytes: 4,
+                    memory_peak_bytes: 5,
+                    memory_limit_bytes: 6,
+                    pids: 1,
+                },
+                links: vec![link("tap0", Some(app), 20), link("tap1", Some(app), 30)],
+            }],
+            ..Metrics::default()
+        };
+        let names = BTreeMap::from([(app, "shop")]);
+        let found = item("berlin-07", 1_000_000, &metrics, &names);
+        assert_eq!(
+            found,
+            json!({
+                "device": "berlin-07", "at": "1970-01-01T00:16:40Z", "atMs": 1_000_000, "cpuNs": 7, "upS": 600,
+                "memoryUsedBytes": 50, "memoryTotalBytes": 100, "diskUsedBytes": 1, "diskTotalBytes": 500,
+                "rxBytes": 1000, "txBytes": 100,
+                "apps": [{ "name": "shop", "cpuNs": 3, "upS": 0, "memoryUsedBytes": 4, "memoryLimitBytes": 6,
+                    "rxBytes": 50, "txBytes": 5 }],
+            })
+        );
+    }
+}
