@@ -105,7 +105,7 @@ fn a_registry_with_mirror_is_mirrored_and_images_of_apps_cannot_be_deleted() {
     let delete = ["delete", "--tls-verify=false", "--creds", &login, &hello];
     let refused = run("skopeo", &delete, directory);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && said.contains("app/hello runs it"), "{said}");
+    assert!(!refused.status.success() && said.contains("app/hello uses it"), "{said}");
     controller.does(&["delete", "app/hello"]);
     succeeds("skopeo", &delete, directory);
 }

@@ -37,6 +37,8 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("Network", include_str!("network.yaml")),
     ("Registry", include_str!("registry.yaml")),
     ("Secret", include_str!("secret.yaml")),
+    ("Volume", include_str!("volume.yaml")),
+    ("Datastore", include_str!("datastore.yaml")),
 ];
 
 fn example(kind: Kind) -> Option<Value> {

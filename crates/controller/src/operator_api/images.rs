@@ -10,9 +10,9 @@ use axum::response::IntoResponse as _;
 use axum::routing::post;
 use axum::{Json, Router};
 use controller_core::image::{parse_image, parse_memory, parse_registry};
-use controller_core::resource::{AppSpec, BUILTIN_REGISTRY, SecretRef};
+use controller_core::resource::{BUILTIN_REGISTRY, Kind, SecretRef};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Answered, Api, BASE, Problem, blocking};
 use crate::access::Caller;
@@ -23,29 +23,52 @@ use crate::registry::{
 use crate::state::Controller;
 use crate::store::Txn;
 
-/// Images in use: those of all apps, also of apps that are stopped.
+/// Images in use: those that any object names, also apps that are stopped or chosen for no device.
 #[derive(Debug)]
 pub struct ImageUses(pub Arc<Controller>);
 
 impl Uses for ImageUses {
     fn uses(&self) -> Vec<Use> {
         self.0.with_project(|project| {
-            let apps = project.intent.apps.values();
-            apps.filter_map(|app| use_of(&app.spec, format!("app/{}", app.name))).collect()
+            let mut out = Vec::new();
+            for stored in project.stored.values().filter(|stored| stored.kind() != Kind::Secret) {
+                let by = format!("{}/{}", stored.kind().singular(), stored.name);
+                collect_uses(&stored.spec, BUILTIN_REGISTRY, &by, &mut out);
+            }
+            out
         })
     }
 }
 
-fn use_of(app: &AppSpec, by: String) -> Option<Use> {
-    if app.registry != BUILTIN_REGISTRY {
-        return None;
+/// Names of fields that hold an image.
+const IMAGE_FIELDS: [&str; 2] = ["image", "reference"];
+
+/// Looks for images at any depth rather than at known fields: one that a new kind of object names must not be deleted
+/// because it was forgotten here. `registry` is that of the object around.
+fn collect_uses(value: &Value, registry: &str, by: &str, out: &mut Vec<Use>) {
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| collect_uses(item, registry, by, out)),
+        Value::Object(map) => {
+            let registry = map.get("registry").and_then(Value::as_str).unwrap_or(registry);
+            for (key, value) in map {
+                match value.as_str().filter(|_| IMAGE_FIELDS.contains(&key.as_str())) {
+                    Some(image) if registry == BUILTIN_REGISTRY => out.extend(use_of(image, by)),
+                    Some(_) => {}
+                    None => collect_uses(value, registry, by, out),
+                }
+            }
+        }
+        _ => {}
     }
-    let text = parse_image(&app.image).ok()?.text;
+}
+
+fn use_of(image: &str, by: &str) -> Option<Use> {
+    let text = parse_image(image).ok()?.text;
     let (repository, reference) = text.split_once('@').or_else(|| text.rsplit_once(':'))?;
     Some(Use {
         repository: RepositoryName::parse(repository).ok()?,
         reference: Reference::parse(reference).ok()?,
-        by,
+        by: by.to_owned(),
     })
 }
 
@@ -147,4 +170,29 @@ async fn collect(
         "unreadable": unreadable,
     }))
     .into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_of_the_own_registry_are_in_use_wherever_they_are_named() {
+        let spec = json!({
+            "image": "team/shop:1", "env": { "A": "image" },
+            "volumes": [{ "image": "files:2" }, { "volume": "x" }],
+            "image2": "no:1",
+            "content": { "image": { "reference": "data", "registry": "hub" } },
+        });
+        let mut out = Vec::new();
+        collect_uses(&spec, BUILTIN_REGISTRY, "app/shop", &mut out);
+        let named: Vec<String> =
+            out.iter().map(|one| format!("{} {:?}", one.repository, one.reference)).collect();
+        assert_eq!(named.len(), 2, "{named:?}");
+        assert!(named[0].starts_with("team/shop ") && named[1].starts_with("files "), "{named:?}");
+        let mut none = Vec::new();
+        let elsewhere = json!({ "image": "a:1", "registry": "hub", "volumes": [{ "image": "b:1" }] });
+        collect_uses(&elsewhere, BUILTIN_REGISTRY, "app/x", &mut none);
+        assert_eq!(none, []);
+    }
 }

@@ -60,7 +60,7 @@ fn delete_tag(
 }
 
 fn in_use(what: String, user: &str) -> RegistryError {
-    RegistryError::InUse { what, by: format!("{user} runs it; change or delete {user} first") }
+    RegistryError::InUse { what, by: format!("{user} uses it; change or delete {user} first") }
 }
 
 fn delete_manifest(

@@ -137,7 +137,7 @@ async fn what_an_app_runs_is_neither_deleted_nor_collected() {
         let refused = world.ask(&format!("DELETE /v2/{path}")).await;
         refused.failed(405, "DENIED");
         let said = String::from_utf8(refused.body.to_vec()).unwrap();
-        assert!(said.contains("app/hello runs it; change or delete app/hello first"), "{said}");
+        assert!(said.contains("app/hello uses it; change or delete app/hello first"), "{said}");
     }
     // The tag is not what the second app names.
     assert_eq!(world.ask("DELETE /v2/b/manifests/v1").await.status, 202);
