@@ -98,8 +98,13 @@ struct Logs {
 }
 
 impl Logs {
-    /// Lines that wait at the end of this process: whoever sent them counts them as written.
+    /// Lines that wait at the end of this process: whoever sent them counts them as written. From here on nobody can send
+    /// another one: it is told so, and keeps the line for the next log.
     fn drain(&mut self) {
+        for channel in self.sources.values() {
+            // One whose other end is gone has nothing more to say.
+            let _ = rustix::net::shutdown(channel.as_ref(), rustix::net::Shutdown::Read);
+        }
         let keys: Vec<String> = self.sources.keys().cloned().collect();
         for key in keys {
             for _ in 0..DRAIN_TAKES {

@@ -65,7 +65,7 @@ pub fn run(mut service: Service) -> Result<(), PlannerError> {
         };
         let plan = apps::plan(&config, &observed(&service), &memory, &desired);
         let changes = plan.memory != memory || plan.desired != desired;
-        let saved = if changes { file.save(&plan.memory, &plan.desired) } else { Ok(()) };
+        let saved = if changes { file.save_on_full_disk(&plan.memory, &plan.desired) } else { Ok(()) };
         let failure = saved.err().map(|error| error.fault());
         if failure != withheld {
             match &failure {

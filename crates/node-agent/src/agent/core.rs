@@ -35,7 +35,7 @@ use node_core::upload::{self, Queue};
 use reconcile::{Chance, Machine, Outbox, earliest};
 
 use super::ask::{self, Ask, HttpReply};
-use super::disk::{Disk, SavedInfo};
+use super::disk::{Disk, SavedConfig, SavedInfo};
 use super::http::Done;
 use super::reports::{self, Own};
 use super::world::World;
@@ -97,6 +97,8 @@ pub struct Core {
     floor_s: i64,
     config: Option<DeviceConfig>,
     pending: Option<Pending>,
+    /// In force, and not on the disk: it could not be written.
+    unsaved: Option<SavedConfig>,
     token: Vec<u8>,
     quote: Option<TpmQuote>,
     world: World,
@@ -135,6 +137,7 @@ impl Core {
             trusted: None,
             config: None,
             pending: None,
+            unsaved: None,
             token: Vec::new(),
             quote: None,
             world: World::default(),

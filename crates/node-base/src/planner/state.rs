@@ -11,6 +11,8 @@ use service::durable;
 use super::{Desired, Memory};
 
 const FILE: &str = "state";
+/// The state of a hundred apps has room in it.
+const RESERVE_BYTES: usize = 512 << 10;
 /// First bytes of the file; the last one is the format's number.
 const MAGIC: &[u8; 8] = b"SELVPLN\x01";
 /// A larger file is not ours.
@@ -30,13 +32,15 @@ pub enum StateError {
 impl StateError {
     /// For those who wait for it.
     pub(super) fn fault(&self) -> Fault {
-        match self {
-            StateError::Write { source, .. } if durable::is_full(source) => Fault::new(
-                Reason::DiskFull,
-                "a change of this app waits until the planner can write its state: the disk is full",
-            ),
-            other => Fault::new(Reason::StorageFailed, format!("a change of this app waits: {other}")),
+        if self.is_disk_full() {
+            let text = "a change of this app waits until the planner can write its state: the disk is full";
+            return Fault::new(Reason::DiskFull, text);
         }
+        Fault::new(Reason::StorageFailed, format!("a change of this app waits: {self}"))
+    }
+
+    fn is_disk_full(&self) -> bool {
+        matches!(self, StateError::Write { source, .. } if durable::is_full(source))
     }
 }
 
@@ -44,11 +48,13 @@ impl StateError {
 pub(super) struct StateFile {
     dir: PathBuf,
     path: PathBuf,
+    reserve: durable::Reserve,
 }
 
 impl StateFile {
     pub(super) fn new(dir: &Path) -> StateFile {
-        StateFile { dir: dir.to_owned(), path: dir.join(FILE) }
+        let reserve = durable::Reserve::new(dir, RESERVE_BYTES);
+        StateFile { dir: dir.to_owned(), path: dir.join(FILE), reserve }
     }
 
     /// What was saved last; nothing when there was never anything.
@@ -67,6 +73,19 @@ impl StateFile {
             return Err(torn());
         }
         postcard::from_bytes(body.1).map_err(|_| torn())
+    }
+
+    /// [`StateFile::save`]; on a full disk in the room that was kept for it. An order that makes room must not need any.
+    pub(super) fn save_on_full_disk(&self, memory: &Memory, desired: &Desired) -> Result<(), StateError> {
+        let mut saved = self.save(memory, desired);
+        if saved.as_ref().is_err_and(StateError::is_disk_full) && self.reserve.give_up() {
+            saved = self.save(memory, desired);
+        }
+        if saved.is_ok() {
+            // Not to be had on a disk that is still full; the next time it is tried again.
+            let _ = self.reserve.keep();
+        }
+        saved
     }
 
     /// Returns when it is on the disk.

@@ -110,7 +110,10 @@ impl Core {
         fx: &mut dyn Effects,
     ) -> Outcome<polling::Answer> {
         let response = match outcome {
-            Outcome::Good(ConfigReply::NotModified) => return Outcome::Good(polling::Answer::NotModified),
+            Outcome::Good(ConfigReply::NotModified) => {
+                self.save_unsaved(fx);
+                return Outcome::Good(polling::Answer::NotModified);
+            }
             Outcome::Good(ConfigReply::Config(response)) => response,
             Outcome::Status(status) => return Outcome::Status(status),
             Outcome::NoAnswer => return Outcome::NoAnswer,
@@ -173,10 +176,9 @@ impl Core {
             return Ok(());
         }
         if let (Some(container), Some(trusted)) = (container, &self.trusted) {
-            let saved = SavedConfig { certs: trusted.message.clone(), container: container.to_vec() };
-            if let Err(error) = self.disk.save_config(&saved) {
-                fx.log(LogSeverity::Error, format!("config not saved: {error}"));
-            }
+            self.unsaved =
+                Some(SavedConfig { certs: trusted.message.clone(), container: container.to_vec() });
+            self.save_unsaved(fx);
         }
         self.raise_floor(config.timestamp, fx);
         let before = self.config.replace(config.clone());
@@ -209,6 +211,15 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// One that cannot be written is in force all the same: it may be what makes room. It is tried again with every answer.
+    fn save_unsaved(&mut self, fx: &mut dyn Effects) {
+        let Some(unsaved) = self.unsaved.take() else { return };
+        if let Err(error) = self.disk.save_config(&unsaved) {
+            fx.log(LogSeverity::Error, format!("config not saved: {error}"));
+            self.unsaved = Some(unsaved);
+        }
     }
 
     fn raise_floor(&mut self, signed_at: Option<WallTime>, fx: &mut dyn Effects) {

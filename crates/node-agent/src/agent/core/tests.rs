@@ -266,6 +266,21 @@ fn a_saved_config_is_published_before_any_request_even_when_its_signer_is_gone()
 }
 
 #[test]
+fn a_config_that_could_not_be_saved_is_in_force_and_saved_when_there_is_room() {
+    let (mut rig, ask) = Rig::onboarded();
+    let path = rig.dir.path().join("lastconfig");
+    std::fs::create_dir_all(path.join("in the way")).unwrap();
+    let reply = rig.controller.config(&config("1", 5), "h");
+    rig.answer(ask, reply);
+    assert_eq!(versions(&rig.fake), ["1"]);
+    std::fs::remove_dir_all(&path).unwrap();
+    let ask = rig.next_config_ask();
+    rig.answer(ask, Some(HttpReply { status: 304, untrusted_body: vec![] }));
+    rig.restart();
+    assert_eq!(versions(&rig.fake), ["1"]);
+}
+
+#[test]
 fn torn_saved_configs_are_dropped() {
     let (mut rig, ask) = Rig::onboarded();
     let reply = rig.controller.config(&config("1", 5), "h");
