@@ -57,6 +57,11 @@ impl Netns {
         command
     }
 
+    /// Linux name of the host's end.
+    pub fn host_link(&self) -> &str {
+        &self.host_link
+    }
+
     fn remove(&self) {
         let _ = output(root("ip").args(["link", "del", &self.host_link]));
         let _ = output(root("ip").args(["netns", "del", &self.name]));

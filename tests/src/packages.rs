@@ -27,6 +27,11 @@ pub const HOSTED: &[Program] = &[
     ("getfattr", "attr"),
     ("groff", "groff-base"),
     ("mkfs.ext4", "e2fsprogs"),
+    // clients and a server of DHCP to be judged by
+    ("udhcpc", "udhcpc"),
+    ("dhclient", "isc-dhcp-client"),
+    ("dhcpcd", "dhcpcd-base"),
+    ("dnsmasq", "dnsmasq-base"),
 ];
 
 /// Installs what is missing; asks nothing.

@@ -200,6 +200,9 @@ pub(crate) struct GetArgs {
     /// The config as the device gets it (JSON)
     #[arg(long, conflicts_with_all = ["history", "info", "metrics"])]
     pub(crate) config: bool,
+    /// What an app talked to and which names it looked up, where its networks record that (JSON)
+    #[arg(long, conflicts_with_all = ["history", "info", "metrics", "config"])]
+    pub(crate) flows: bool,
 }
 
 #[derive(Debug, clap::Args)]

@@ -30,6 +30,13 @@ pub(crate) fn get(client: &Client, args: &GetArgs) -> anyhow::Result<u8> {
         print_json(&client.get(&format!("devices/{name}/{report}"))?)?;
         return Ok(DONE);
     }
+    if args.flows {
+        let (Kind::App, Some(name)) = (kind, &name) else {
+            return Err(anyhow!("--flows wants an app: get app/NAME --flows"));
+        };
+        print_json(&client.get(&format!("apps/{name}/flows"))?)?;
+        return Ok(DONE);
+    }
     if name.is_some() && args.selector.is_some() {
         return Err(anyhow!("give either a name or -l, not both"));
     }

@@ -33,7 +33,7 @@ use crate::intent::{Intent, Object};
 use crate::ledger::Ledger;
 use crate::resource::{
     AclActionSpec, AclSpec, Addressing, AppSpec, BUILTIN_REGISTRY, DeviceSpec, Direction, Isolation,
-    NetworkKind, NetworkSpec, PortSpec, UserDataSpec,
+    LimitSpec, NetworkKind, NetworkSpec, PortSpec, UserDataSpec,
 };
 
 /// Label of any uplink, known to every node.
@@ -306,10 +306,15 @@ impl<'a> Builder<'a> {
 
     fn interfaces(&self, spec: &AppSpec) -> Vec<AppInterface> {
         let mut out = Vec::new();
+        let first_local = spec.networks.iter().position(|attachment| {
+            let network = self.inputs.intent.networks.get(&attachment.network);
+            network.is_some_and(|network| network.spec.kind == NetworkKind::Local)
+        });
         for (index, attachment) in spec.networks.iter().enumerate() {
             let Some(network) = self.inputs.intent.networks.get(&attachment.network) else { continue };
             let mut acl = Vec::new();
-            if index == 0 {
+            // Ports of the node lead to the first network that is behind it.
+            if first_local == Some(index) {
                 acl.extend(spec.ports.iter().filter_map(|text| parse_port_map(text).ok()).map(|map| {
                     AclRule {
                         id: 0,
@@ -323,7 +328,7 @@ impl<'a> Builder<'a> {
                     }
                 }));
             }
-            match &spec.acl {
+            match attachment.acl.as_ref().or(spec.acl.as_ref()) {
                 Some(rules) => acl.extend(rules.iter().filter_map(acl_rule)),
                 None => acl.push(allow_all()),
             }
@@ -373,6 +378,8 @@ impl<'a> Builder<'a> {
             name: network.name.clone(),
             is_active: true,
             port: spec.port.clone().unwrap_or_else(|| ANY_UPLINK.into()),
+            mtu: spec.mtu.unwrap_or(0),
+            is_flow_logged: spec.flow_log,
             kind,
         };
         instance.version = content_version(&instance);
@@ -509,6 +516,11 @@ pub(crate) fn acl_rule(spec: &AclSpec) -> Option<AclRule> {
         action: match spec.action {
             AclActionSpec::Allow => AclAction::Allow,
             AclActionSpec::Deny => AclAction::Drop,
+            AclActionSpec::Limit => {
+                let LimitSpec { packets, per, burst } = spec.limit?;
+                let burst = burst.unwrap_or(packets);
+                AclAction::Limit { rate: packets, per_s: per.seconds(), burst }
+            }
         },
     })
 }
@@ -535,5 +547,9 @@ pub(crate) fn local_network(spec: &NetworkSpec) -> Option<LocalNetwork> {
         dns: spec.dns.clone(),
         range: (Ipv4Addr::from_bits(range.0), Ipv4Addr::from_bits(range.1)),
         static_names: spec.hosts.iter().map(|(name, addresses)| (name.clone(), addresses.clone())).collect(),
+        domain: spec.domain.clone().unwrap_or_default(),
+        ntp: spec.ntp.clone(),
+        routes: spec.routes.iter().filter_map(|text| text.parse().ok()).collect(),
+        routes_uplinks: false,
     })
 }

@@ -288,6 +288,9 @@ pub struct AttachmentSpec {
     /// Fixed Ethernet address; left out: made by the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
+    /// What the app may talk to through this network, instead of the app's `acl`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acl: Option<Vec<AclSpec>>,
 }
 
 /// One rule of an app's access list.
@@ -312,6 +315,46 @@ pub struct AclSpec {
     /// Port or range of the app.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_port: Option<String>,
+    /// Needed for `limit`: packets let through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<LimitSpec>,
+}
+
+/// So many packets in a time; more are dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct LimitSpec {
+    /// Packets let through in that time.
+    pub packets: u32,
+    /// Left out: a second.
+    #[serde(default)]
+    pub per: LimitUnit,
+    /// Packets that may come at once; left out: as many as `packets`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub enum LimitUnit {
+    #[default]
+    Second,
+    Minute,
+    Hour,
+    Day,
+}
+
+impl LimitUnit {
+    pub const fn seconds(self) -> u32 {
+        match self {
+            LimitUnit::Second => 1,
+            LimitUnit::Minute => 60,
+            LimitUnit::Hour => 3_600,
+            LimitUnit::Day => 86_400,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -322,6 +365,8 @@ pub enum AclActionSpec {
     Allow,
     /// It is dropped.
     Deny,
+    /// Allow up to a rate, drop above.
+    Limit,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -409,6 +454,21 @@ pub struct NetworkSpec {
     /// Names that apps can look up, besides the names of apps.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub hosts: BTreeMap<String, Vec<Ipv4Addr>>,
+    /// Domain apps are told they are in, for `local`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// Time servers apps are told, for `local`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ntp: Vec<Ipv4Addr>,
+    /// Destinations that apps reach through this network besides its own subnet, for `local`: `198.51.100.0/24`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<String>,
+    /// Largest packet; left out: as the uplink.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    /// Records what apps talk to and which names they look up: `selvedge get app/NAME --flows`.
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
+    pub flow_log: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
-use model::config::AclProtocol;
+use model::config::{AclProtocol, AclRemote};
 use model::net::{Mac, Prefix4};
 
 use crate::compute::{acl_rule, local_network, parse_remote};
@@ -17,8 +17,8 @@ use crate::image::{
 };
 use crate::intent::{Intent, Object, is_chosen};
 use crate::resource::{
-    Addressing, AppSpec, BUILTIN_REGISTRY, DeviceSpec, Kind, NetworkKind, NetworkSpec, RegistrySpec,
-    SecretRef, UserDataSpec,
+    AclActionSpec, AclSpec, Addressing, AppSpec, BUILTIN_REGISTRY, DeviceSpec, Kind, NetworkKind,
+    NetworkSpec, RegistrySpec, SecretRef, UserDataSpec,
 };
 
 /// Longest name of an object and value of a label.
@@ -206,12 +206,25 @@ fn check_serials(intent: &Intent, out: &mut Vec<Problem>) {
     }
 }
 
+/// What every link must carry, RFC 8200 §5.
+const SMALLEST_MTU: u16 = 1280;
+
 fn check_network(network: &Object<NetworkSpec>, intent: &Intent, out: &mut Vec<Problem>) {
     let mut say = Say::new(Kind::Network, &network.name, out);
     let spec = &network.spec;
     if spec.kind == NetworkKind::Switch {
         if spec.subnet.is_some() || spec.gateway.is_some() {
             say.it("spec.subnet", "a switch network has no subnet of its own".into());
+        }
+        let given = [
+            ("spec.dns", !spec.dns.is_empty()),
+            ("spec.hosts", !spec.hosts.is_empty()),
+            ("spec.domain", spec.domain.is_some()),
+            ("spec.ntp", !spec.ntp.is_empty()),
+            ("spec.routes", !spec.routes.is_empty()),
+        ];
+        for (path, _) in given.iter().filter(|(_, is_given)| *is_given) {
+            say.it(path, "apps on a switch network are told such things by the servers outside".into());
         }
     } else {
         match local_network(spec) {
@@ -226,6 +239,14 @@ fn check_network(network: &Object<NetworkSpec>, intent: &Intent, out: &mut Vec<P
                 }
             }
         }
+    }
+    for (index, route) in spec.routes.iter().enumerate() {
+        if route.parse::<Prefix4>().is_err() {
+            say.it(&format!("spec.routes[{index}]"), format!("'{route}' is no prefix like 198.51.100.0/24"));
+        }
+    }
+    if spec.mtu.is_some_and(|mtu| mtu < SMALLEST_MTU) {
+        say.it("spec.mtu", format!("is below {SMALLEST_MTU}"));
     }
     // A port that is no shared label must be a port of every device the network comes to.
     let Some(port) = spec.port.as_deref().filter(|p| !["all", "uplink", "freeuplink", ""].contains(p)) else {
@@ -294,16 +315,39 @@ fn check_app(app: &Object<AppSpec>, intent: &Intent, out: &mut Vec<Problem>) {
             say.it(&format!("spec.ports[{index}]"), format!("'{text}' {why}"));
         }
     }
-    if !spec.ports.is_empty() && spec.networks.is_empty() {
-        say.it("spec.ports", "ports need a network; name one in spec.networks".into());
+    let is_local = |name: &String| {
+        intent.networks.get(name).is_none_or(|network| network.spec.kind == NetworkKind::Local)
+    };
+    if !spec.ports.is_empty() && !spec.networks.iter().any(|attachment| is_local(&attachment.network)) {
+        let why = "ports need a local network; name one in spec.networks";
+        say.it("spec.ports", why.into());
     }
-    check_acl(spec, &mut say);
+    check_acl("spec.acl", spec.acl.as_deref().unwrap_or_default(), &mut say);
+    for (index, attachment) in spec.networks.iter().enumerate() {
+        let own = attachment.acl.as_deref();
+        if let Some(rules) = own {
+            check_acl(&format!("spec.networks[{index}].acl"), rules, &mut say);
+        }
+        let rules = own.or(spec.acl.as_deref()).unwrap_or_default();
+        if !is_local(&attachment.network) && rules.iter().any(is_by_name) {
+            let why = "a switch network does not see which names apps look up; give addresses in its acl";
+            say.it(&format!("spec.networks[{index}]"), why.into());
+        }
+    }
     check_user_data(spec, intent, &mut say);
 }
 
-fn check_acl(spec: &AppSpec, say: &mut Say<'_>) {
-    for (index, rule) in spec.acl.iter().flatten().enumerate() {
-        let path = format!("spec.acl[{index}]");
+fn is_by_name(rule: &AclSpec) -> bool {
+    matches!(rule.remote.as_deref().map(parse_remote), Some(Some(AclRemote::Host(_))))
+}
+
+fn check_acl(list: &str, rules: &[AclSpec], say: &mut Say<'_>) {
+    for (index, rule) in rules.iter().enumerate() {
+        let path = format!("{list}[{index}]");
+        if (rule.action == AclActionSpec::Limit) != rule.limit.is_some() {
+            let why = "stands with action 'limit', and only there: {packets: 10, per: second}";
+            say.it(&format!("{path}.limit"), why.into());
+        }
         if acl_rule(rule).is_some() {
             continue;
         }
@@ -432,6 +476,7 @@ mod tests {
             network: (*name).into(),
             address: None,
             mac: None,
+            acl: None,
         };
         AppSpec {
             image: "web:1".into(),

@@ -33,6 +33,11 @@ proptest! {
     }
 
     #[test]
+    fn flows_read_back(report in arbitrary::flow_report()) {
+        prop_assert_eq!(parse::flows(&render::flows(&report)).unwrap(), Some(report));
+    }
+
+    #[test]
     fn damaged_messages_never_panic(config in arbitrary::config(), hits in proptest::collection::vec(any::<(prop::sample::Index, u8)>(), 1..8)) {
         let mut bytes = render::config_response(&config, "");
         for (at, value) in hits {

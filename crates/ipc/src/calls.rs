@@ -4,6 +4,7 @@
 //! Every request is idempotent: a caller that lost the answer asks again.
 
 use model::desired::ContentSource;
+use model::flow::{FlowCounters, FlowReport};
 use model::id::{AppId, Digest};
 use model::log::LogEntry;
 use model::reason::Fault;
@@ -36,8 +37,8 @@ calls! {
     Fetch: "fetch", FetchRequest => Result<FetchReply, Fault>;
     /// Logs for upload.
     Log: "log", LogRequest => LogReply;
-    /// Joining an app's network namespace. The request comes with two file descriptors: the namespace, and a
-    /// netlink route socket opened inside it.
+    /// Joining an app's network namespace: the request comes with three file descriptors, the namespace, a netlink route
+    /// socket and a datagram socket opened inside it. And what apps talked to.
     Net: "net", NetRequest => Result<NetReply, Fault>;
     /// Shims, started from their template manifest. A shim that was spawned shows itself to run as a channel of
     /// kind `shim`, its key the app id; run gets the channels of all live shims again when it was restarted itself.
@@ -190,12 +191,27 @@ pub enum LogReply {
 pub enum NetRequest {
     /// Give the namespace all interfaces of the app.
     Attach { app: AppId },
+    /// The oldest flow report not yet taken. Asked again before it was taken, the same one comes.
+    NextFlows,
+    /// The controller has the report, or nobody will ever take it: forget it.
+    FlowsTaken { batch: u64 },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NetReply {
     /// All interfaces stand and are configured. Name servers and search names for the app's resolv.conf.
-    Attached { dns: Vec<core::net::Ipv4Addr>, hosts: Vec<(core::net::Ipv4Addr, String)> },
+    Attached {
+        dns: Vec<core::net::Ipv4Addr>,
+        hosts: Vec<(core::net::Ipv4Addr, String)>,
+    },
+    Flows {
+        batch: u64,
+        report: FlowReport,
+        /// What nobody took in time, since the start.
+        lost: FlowCounters,
+    },
+    NoFlows,
+    Done,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -133,6 +133,10 @@ pub struct NetworkInstance {
     pub is_active: bool,
     /// Label of the uplink: a port's name, or a shared label such as `uplink`. Empty: no uplink.
     pub port: String,
+    /// Largest packet apps may send; 0: as the uplink, or the usual 1500.
+    pub mtu: u16,
+    /// Flows of apps and their name lookups are reported.
+    pub is_flow_logged: bool,
     pub kind: NetworkInstanceKind,
 }
 
@@ -153,6 +157,14 @@ pub struct LocalNetwork {
     pub range: (Ipv4Addr, Ipv4Addr),
     /// Name to address, for apps' lookups besides the apps' own names.
     pub static_names: Vec<(String, Vec<Ipv4Addr>)>,
+    /// Domain apps are told they are in; empty: none.
+    pub domain: String,
+    /// Time servers apps are told.
+    pub ntp: Vec<Ipv4Addr>,
+    /// Destinations that apps reach through this network besides its own, whatever their default route is.
+    pub routes: Vec<Prefix4>,
+    /// The networks of the uplinks are such destinations as well.
+    pub routes_uplinks: bool,
 }
 
 /// Where content comes from (`DatastoreConfig`).

@@ -7,7 +7,7 @@ use core::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{AclRule, Credentials, LocalNetwork, UserData, VirtualizationMode};
+use crate::config::{AclRule, Credentials, LocalNetwork, NetworkInstanceKind, UserData, VirtualizationMode};
 use crate::id::{AppId, ContentTreeId, Digest, NetworkInstanceId, VolumeKey};
 use crate::net::Mac;
 
@@ -60,9 +60,23 @@ pub struct NetworkDesired {
     pub name: String,
     /// Rises never falls: names the bridge, survives restarts.
     pub number: u16,
-    pub local: LocalNetwork,
+    pub kind: NetworkInstanceKind,
+    /// Largest packet apps may send; 0: as the uplink, or the usual 1500.
+    pub mtu: u16,
+    /// Flows of apps and their name lookups are recorded.
+    pub is_flow_logged: bool,
     /// Linux names of the uplinks allowed for this network, in order of preference; empty: no uplink.
     pub uplinks: Vec<String>,
+}
+
+impl NetworkDesired {
+    /// Its addresses and names, when the node hands them out.
+    pub fn local(&self) -> Option<&LocalNetwork> {
+        match &self.kind {
+            NetworkInstanceKind::Local(local) => Some(local),
+            NetworkInstanceKind::Switch => None,
+        }
+    }
 }
 
 /// The interfaces of one app (topic `vifs-desired`, key: app id).
@@ -83,7 +97,8 @@ pub struct VifDesired {
     /// Name of the node's end, at most 15 bytes, unique on the node: `nbu<n>x<app number>`.
     pub host_name: String,
     pub mac: Mac,
-    pub address: Ipv4Addr,
+    /// Always there in a local network. In a switch `None` means that it comes from a server outside.
+    pub address: Option<Ipv4Addr>,
     pub acl: Vec<AclRule>,
 }
 

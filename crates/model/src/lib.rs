@@ -10,6 +10,7 @@ extern crate alloc;
 
 pub mod config;
 pub mod desired;
+pub mod flow;
 pub mod id;
 pub mod log;
 pub mod net;

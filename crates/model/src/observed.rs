@@ -78,6 +78,7 @@ pub struct NetworkObserved {
     /// Linux name of the bridge.
     pub bridge: String,
     pub is_up: bool,
+    pub mtu: u16,
     /// Linux name of the uplink in use.
     pub uplink: Option<String>,
     pub fault: Option<Fault>,
@@ -95,7 +96,8 @@ pub struct VifObserved {
     pub name: String,
     pub host_name: String,
     pub mac: Mac,
-    pub address: Ipv4Addr,
+    /// In a switch: the one it was seen to have.
+    pub address: Option<Ipv4Addr>,
     /// The rules are in force and the network stands; both ends of the link come when the app starts.
     pub is_ready: bool,
     pub fault: Option<Fault>,
@@ -154,6 +156,8 @@ pub struct AppMetrics {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkMetrics {
     pub name: String,
+    /// As the config has it: the label of a port, or the name inside the app.
+    pub label: String,
     pub app: Option<AppId>,
     pub rx_bytes: u64,
     pub tx_bytes: u64,
@@ -163,7 +167,12 @@ pub struct LinkMetrics {
     pub tx_drops: u64,
     pub rx_errors: u64,
     pub tx_errors: u64,
-    pub acl_drops: u64,
+    /// Packets that no access rule let through, from the app and to it.
+    pub rx_acl_drops: u64,
+    pub tx_acl_drops: u64,
+    /// Packets above the rate of an access rule.
+    pub rx_rate_drops: u64,
+    pub tx_rate_drops: u64,
 }
 
 /// Topic `port-observed`, key: Linux name.

@@ -12,11 +12,12 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+use crate::flow::FlowCounters;
 use crate::id::{AppId, DeviceId, Digest, NetworkInstanceId, VolumeId};
 use crate::observed::{AppMetrics, LinkMetrics, PortObserved};
 use crate::reason::Fault;
 use crate::status::{
-    AppStatus, ConfigItemStatus, ContentTreeStatus, NetworkInstanceStatus, SwState, VolumeStatus,
+    AppStatus, ConfigItemStatus, ContentTreeStatus, NetworkInstanceStatus, NetworkKind, SwState, VolumeStatus,
 };
 use crate::time::WallTime;
 
@@ -202,6 +203,9 @@ pub struct NodeMetrics {
     pub links: Vec<LinkMetrics>,
     pub disks: Vec<DiskReport>,
     pub uplinks: Vec<UplinkReport>,
+    pub flows: FlowCounters,
+    /// Access rules in force.
+    pub acl_rules: u64,
     /// `config_timestamp`s, so that the controller sees how far the node is.
     pub received_config: Option<WallTime>,
     pub processed_config: Option<WallTime>,
@@ -243,7 +247,10 @@ pub struct NetworkReport {
     pub id: NetworkInstanceId,
     pub version: String,
     pub name: String,
+    /// `None`: of a kind this software does not read.
+    pub kind: Option<NetworkKind>,
     pub is_active: bool,
+    /// Of the network as a whole, and each of its interfaces.
     pub links: Vec<LinkMetrics>,
 }
 

@@ -122,10 +122,24 @@ pub struct NetworkInstanceStatus {
     pub version: String,
     pub name: String,
     pub is_active: bool,
+    /// `None`: of a kind this software does not read.
+    pub kind: Option<NetworkKind>,
     pub bridge: String,
+    /// The node's own address in it.
+    pub gateway: Option<Ipv4Addr>,
+    pub mtu: u16,
     pub uplink: Option<String>,
     pub vifs: Vec<NetworkVifStatus>,
     pub faults: Vec<Fault>,
+}
+
+/// The kinds of networks apps can be on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetworkKind {
+    /// Behind NAT, with addresses and names handed out by the node.
+    Local,
+    /// Layer 2 on the uplink.
+    Switch,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,7 +147,7 @@ pub struct NetworkVifStatus {
     pub app: AppId,
     pub vif: String,
     pub mac: Mac,
-    pub address: Ipv4Addr,
+    pub address: Option<Ipv4Addr>,
 }
 
 /// Topic `config-applied`, key: empty. What the planner made of the newest config.

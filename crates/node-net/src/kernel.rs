@@ -14,13 +14,17 @@ use model::id::AppId;
 use model::net::Prefix4;
 use model::observed::{LinkMetrics, PortObserved};
 use model::reason::{Fault, Reason};
-use node_core::net::links::{LinkKind, LinkSeen, Step, steps};
-use node_core::net::{Intent, Vif, drop_counter};
+use node_core::net::links::{Frames, LinkKind, LinkSeen, Step, Way, steps};
+use node_core::net::rules::Half;
+use node_core::net::{Addressing, Dropped, Intent, Vif, drop_counter};
+
+use node_core::net::dhcp::client::Lease;
 
 use crate::netlink::{NetlinkError, Socket};
 use crate::nft;
 use crate::route::{self, Link, NewVeth};
 
+const EVERYTHING: Prefix4 = Prefix4 { address: Ipv4Addr::UNSPECIFIED, length: 0 };
 /// Name servers of one port that are reported and asked.
 const MAX_PORT_DNS: usize = 4;
 /// Bytes of a resolv.conf that are read.
@@ -86,25 +90,82 @@ impl Kernel {
             self.perform(step, &mut round);
         }
         self.switch(&intent.switches, &mut round)?;
-        if nft::apply(&mut self.netfilter, &intent.ruleset).map_err(KernelError::Rules)? {
+        let no_links = BTreeMap::new();
+        if nft::apply(&mut self.netfilter, nft::JUDGES, &intent.ruleset, &no_links)
+            .map_err(KernelError::Rules)?
+        {
             round.changes.push("rules replaced".to_string());
         }
         for step in steps.iter().filter(|step| !step.is_removal()) {
             self.perform(step, &mut round);
         }
         self.switch(&intent.link_switches, &mut round)?;
+        self.tap(intent, &mut round)?;
         Ok(round)
+    }
+
+    /// Leads frames between uplinks and switches, once their links are there. An uplink that no switch needs any more
+    /// takes in its own frames only, as before.
+    fn tap(&mut self, intent: &Intent, round: &mut Round) -> Result<(), KernelError> {
+        let tapped = nft::tapped(&mut self.netfilter).map_err(KernelError::Rules)?;
+        if intent.taps.tables.is_empty() && tapped.is_empty() {
+            return Ok(());
+        }
+        let links = self.links()?;
+        let outer = intent.patches.values().flat_map(|patch| [&patch.outer, &patch.uplink]);
+        let numbers: BTreeMap<String, u32> =
+            outer.filter_map(|name| Some((name.clone(), links.get(name)?.index))).collect();
+        if nft::apply(&mut self.netfilter, nft::TAPS, &intent.taps, &numbers).map_err(KernelError::Rules)? {
+            round.changes.push("uplinks tapped".to_string());
+        }
+        for link in tapped {
+            let is_over = !intent.listening.contains(&link);
+            if is_over && links.get(&link).is_some_and(|seen| seen.seen.is_listening && !seen.seen.is_ours) {
+                self.perform(&Step::Listen { link, to: Frames::Own }, round);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives an app's interface the address a server outside gave it, in place of `old`.
+    pub(crate) fn lease(
+        inside: &mut Socket,
+        vif: &Vif,
+        old: Option<&Lease>,
+        new: Option<&Lease>,
+    ) -> Result<(), Fault> {
+        let mut set = || -> Result<(), NetlinkError> {
+            let index = route::links(inside)?
+                .get(&vif.inner_name)
+                .map(|inner| inner.index)
+                .ok_or(NetlinkError::Malformed)?;
+            if let Some(old) = old.filter(|old| new.is_none_or(|new| new.address != old.address)) {
+                route::remove_address(inside, index, old.address)?;
+            }
+            let Some(new) = new else { return Ok(()) };
+            route::add_address(inside, index, new.address)?;
+            for (to, via) in &new.routes {
+                if to.length > 0 || vif.is_default {
+                    route::add_route(inside, index, *to, Some(*via).filter(|via| !via.is_unspecified()))?;
+                }
+            }
+            if let Some(gateway) = new.gateway.filter(|_| vif.is_default) {
+                route::add_route(inside, index, EVERYTHING, Some(gateway))?;
+            }
+            Ok(())
+        };
+        set().map_err(|error| failed(&vif.inner_name, &error))
     }
 
     /// Gives an app's network namespace all its interfaces. `inside` is a socket of routes opened in there. May be
     /// asked again for the same namespace.
-    pub fn attach(
+    pub(crate) fn attach(
         &mut self,
         intent: &Intent,
         app: AppId,
         namespace: BorrowedFd<'_>,
         inside: OwnedFd,
-    ) -> Result<(), Fault> {
+    ) -> Result<Socket, Fault> {
         let mut inside = Socket::from_untrusted(inside)
             .map_err(|error| Fault::new(Reason::Internal, format!("socket of app {app}: {error}")))?;
         let vifs: Vec<(&String, &Vif)> = intent.vifs.iter().filter(|(_, vif)| vif.app == app).collect();
@@ -112,7 +173,7 @@ impl Kernel {
         for (link, vif) in vifs {
             self.attach_one(link, vif, namespace, &mut inside).map_err(|error| failed(link, &error))?;
         }
-        Ok(())
+        Ok(inside)
     }
 
     fn attach_one(
@@ -135,8 +196,11 @@ impl Kernel {
             let new = NewVeth { link, inner_name: &vif.inner_name, inner_mac: vif.mac, namespace };
             route::add_veth(&mut self.route, &new)?;
         }
-        let join = Step::Join { link: link.to_string(), bridge: vif.bridge.clone() };
+        let way = if vif.is_isolated() { Way::Isolated } else { Way::Open };
+        let join = Step::Join { link: link.to_string(), bridge: vif.bridge.clone(), way };
         route::perform(&mut self.route, &join)?;
+        route::set_mtu(&mut self.route, link, vif.mtu)?;
+        route::set_mtu(inside, &vif.inner_name, vif.mtu)?;
         route::set_up(&mut self.route, link)?;
 
         let index = route::links(inside)?
@@ -144,13 +208,26 @@ impl Kernel {
             .map(|inner| inner.index)
             .ok_or(NetlinkError::Malformed)?;
         let single = |address| Prefix4 { address, length: 32 };
-        route::add_address(inside, index, single(vif.address))?;
-        route::set_up(inside, &vif.inner_name)?;
-        route::add_route(inside, index, single(vif.gateway), None)?;
-        route::add_route(inside, index, vif.subnet, Some(vif.gateway))?;
-        if vif.index == 0 {
-            let everything = Prefix4 { address: Ipv4Addr::UNSPECIFIED, length: 0 };
-            route::add_route(inside, index, everything, Some(vif.gateway))?;
+        match &vif.addressing {
+            Addressing::Routed { address, gateway, subnet, routes } => {
+                route::add_address(inside, index, single(*address))?;
+                route::set_up(inside, &vif.inner_name)?;
+                route::add_route(inside, index, single(*gateway), None)?;
+                for to in [subnet].into_iter().chain(routes) {
+                    route::add_route(inside, index, *to, Some(*gateway))?;
+                }
+                if vif.is_default {
+                    route::add_route(inside, index, EVERYTHING, Some(*gateway))?;
+                }
+            }
+            Addressing::OnLink { address, gateway } => {
+                route::add_address(inside, index, *address)?;
+                route::set_up(inside, &vif.inner_name)?;
+                if let Some(gateway) = gateway.filter(|_| vif.is_default) {
+                    route::add_route(inside, index, EVERYTHING, Some(gateway))?;
+                }
+            }
+            Addressing::Outside => route::set_up(inside, &vif.inner_name)?,
         }
         Ok(())
     }
@@ -163,12 +240,16 @@ impl Kernel {
     ) -> Result<Vec<LinkMetrics>, KernelError> {
         let links = self.links()?;
         let drops = nft::counters(&mut self.netfilter).unwrap_or_default();
+        let dropped =
+            |name: &str, half, why| drops.get(&drop_counter(name, half, why)).copied().unwrap_or_default();
         let names = ports.iter().map(|port| (&port.name, None));
+        let names = names.chain(intent.bridges.keys().map(|name| (name, None)));
         let names = names.chain(intent.vifs.iter().map(|(name, vif)| (name, Some(vif.app))));
         let metrics = names.filter_map(|(name, app)| {
             let stats = links.get(name)?.stats;
             Some(LinkMetrics {
                 name: name.clone(),
+                label: intent.vifs.get(name).map_or(name, |vif| &vif.inner_name).clone(),
                 app,
                 rx_bytes: stats.rx_bytes,
                 tx_bytes: stats.tx_bytes,
@@ -178,7 +259,10 @@ impl Kernel {
                 tx_drops: stats.tx_dropped,
                 rx_errors: stats.rx_errors,
                 tx_errors: stats.tx_errors,
-                acl_drops: drops.get(&drop_counter(name)).copied().unwrap_or_default(),
+                rx_acl_drops: dropped(name, Half::Out, Dropped::Denied),
+                tx_acl_drops: dropped(name, Half::In, Dropped::Denied),
+                rx_rate_drops: dropped(name, Half::Out, Dropped::Rate),
+                tx_rate_drops: dropped(name, Half::In, Dropped::Rate),
             })
         });
         Ok(metrics.collect())
@@ -232,7 +316,7 @@ pub(crate) fn ports(links: &BTreeMap<String, Link>, source: &PortSource) -> Vec<
             name: name.clone(),
             mac: link.seen.mac,
             is_up: link.is_running,
-            mtu: link.mtu,
+            mtu: link.seen.mtu,
             addresses: link.seen.addresses.clone(),
             gateways: link.gateways.clone(),
             // They are the box's; they are reached where the way out is.

@@ -6,8 +6,10 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod dhcp;
 pub mod dns;
 pub mod kernel;
+mod listen;
 pub mod net;
 mod netlink;
 mod nft;

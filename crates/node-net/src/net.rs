@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Everything net does, without the process around it: desired objects in, kernel and names brought there, reports out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -10,14 +10,19 @@ use std::time::Duration;
 
 use ipc::calls::NetReply;
 use model::desired::{NetworkDesired, VifsDesired};
+use model::flow::{FlowCounters, FlowReport, Lookup};
 use model::id::{AppId, NetworkInstanceId};
 use model::observed::{LinkMetrics, NetworkObserved, PortObserved, VifObserved, VifsObserved};
 use model::reason::{Fault, Reason};
-use node_core::net::{Intent, Standing, intent};
+use model::time::{MonoMs, Now};
+use node_core::net::flows::{DroppedPacket, FlowLog};
+use node_core::net::{Addressing, Intent, Standing, intent, read_drop_word, sighting_of};
 
+use crate::dhcp::{Asked, DhcpServer, Leases};
 use crate::dns::answer::Resolved;
 use crate::dns::{Dns, Learn};
 use crate::kernel::{self, Kernel, KernelError, PortSource, Round};
+use crate::listen::{Ended, Shown};
 use crate::netlink::{NetlinkError, Socket};
 use crate::nft;
 
@@ -27,6 +32,8 @@ const LEARNED_AT_LEAST: Duration = Duration::from_secs(3600);
 const LEARNED_AT_MOST: Duration = Duration::from_secs(24 * 3600);
 /// Addresses taken from one answer.
 const MAX_LEARNED: usize = 32;
+/// Lookups that wait for the flow log; more are lost.
+const MAX_LOOKUPS: usize = 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -34,6 +41,8 @@ pub enum OpenError {
     Netlink(#[from] NetlinkError),
     #[error("starting the name server")]
     Dns(#[source] std::io::Error),
+    #[error("starting the DHCP server and clients")]
+    Dhcp(#[source] std::io::Error),
 }
 
 /// What stands after a round.
@@ -57,6 +66,14 @@ impl Report {
 pub struct Net {
     kernel: Kernel,
     dns: Dns,
+    dhcp: DhcpServer,
+    leases: Leases,
+    shown: Shown,
+    ended: Ended,
+    flows: FlowLog,
+    learned: Arc<Learned>,
+    /// Addresses apps on switches were seen to have, by node's end, and until when to believe it.
+    seen: BTreeMap<String, (Ipv4Addr, MonoMs)>,
     source: PortSource,
     ports: Vec<PortObserved>,
     /// Of the last round.
@@ -69,10 +86,17 @@ pub struct Net {
 impl Net {
     /// `switches` is `/proc/sys/net` of the node's network namespace.
     pub fn open(switches: &Path, source: PortSource) -> Result<Net, OpenError> {
-        let learn = HostSets(Mutex::new(Socket::netfilter()?));
+        let learned = Arc::new(Learned { sets: Mutex::new(Socket::netfilter()?), lookups: Mutex::default() });
         Ok(Net {
             kernel: Kernel::open(switches)?,
-            dns: Dns::start(Arc::new(learn)).map_err(OpenError::Dns)?,
+            dns: Dns::start(learned.clone()).map_err(OpenError::Dns)?,
+            dhcp: DhcpServer::start().map_err(OpenError::Dhcp)?,
+            leases: Leases::start().map_err(OpenError::Dhcp)?,
+            shown: Shown::open()?,
+            ended: Ended::open()?,
+            flows: FlowLog::default(),
+            learned,
+            seen: BTreeMap::new(),
             source,
             ports: Vec::new(),
             intent: Intent::default(),
@@ -95,10 +119,21 @@ impl Net {
         if next.zones != self.intent.zones || !dns_faults.is_empty() {
             self.dns.set_zones(&next.zones);
         }
+        let dhcp_faults = self.dhcp.faults();
+        if next.scopes != self.intent.scopes || !dhcp_faults.is_empty() {
+            self.dhcp.set_scopes(&next.scopes);
+        }
+        self.leases.keep(|link| next.vifs.get(link).is_some_and(|vif| vif.addressing == Addressing::Outside));
+        self.seen.retain(|link, _| next.vifs.contains_key(link));
+        let is_logged = next.vifs.values().any(|vif| vif.is_flow_logged);
+        if let Err(error) = self.ended.listen(is_logged) {
+            service::log::warn(format_args!("flows are not recorded: {}", chain(&error)));
+        }
         self.intent = next;
         self.apps = apps.iter().map(|app| (app.app, app.clone())).collect();
-        self.report = self.judge(networks, round, &dns_faults);
-        self.report.clone()
+        let serving = dns_faults.into_iter().chain(dhcp_faults).collect();
+        self.report = self.judge(networks, round, &serving);
+        self.with_addresses()
     }
 
     /// The app has been ordered, as far as this process knows.
@@ -112,6 +147,7 @@ impl Net {
         app: AppId,
         namespace: BorrowedFd<'_>,
         inside: OwnedFd,
+        datagrams: Option<OwnedFd>,
     ) -> Result<NetReply, Fault> {
         let (Some(observed), Some(desired)) = (self.report.apps.get(&app), self.apps.get(&app)) else {
             return Err(Fault::new(
@@ -123,16 +159,114 @@ impl Net {
         if let Some(fault) = observed.vifs.iter().find_map(|vif| vif.fault.clone()) {
             return Err(fault);
         }
+        let untrusted_routes = inside.try_clone();
         self.kernel.attach(&self.intent, app, namespace, inside)?;
+        for (link, vif) in self.intent.vifs.iter().filter(|(_, vif)| vif.app == app) {
+            if vif.addressing != Addressing::Outside {
+                continue;
+            }
+            let failed = |text: String| Fault::new(Reason::Internal, format!("{link}: {text}"));
+            let routes = untrusted_routes.as_ref().map_err(|error| failed(error.to_string()))?;
+            let routes = routes.try_clone().map_err(|error| failed(error.to_string()))?;
+            let routes = Socket::from_untrusted(routes).map_err(|error| failed(chain(&error)))?;
+            let datagrams = datagrams.as_ref().map(OwnedFd::try_clone).transpose();
+            let Some(datagrams) = datagrams.map_err(|error| failed(error.to_string()))? else {
+                return Err(failed("no socket to ask for an address with".to_string()));
+            };
+            self.leases.ask(link, Asked { vif: vif.clone(), datagrams, routes });
+        }
         let mut dns: Vec<Ipv4Addr> = Vec::new();
         let mut hosts = Vec::new();
         for vif in desired.vifs.iter().filter_map(|vif| self.intent.vifs.get(&vif.host_name)) {
-            if !dns.contains(&vif.gateway) {
-                dns.push(vif.gateway);
+            if let Addressing::Routed { gateway, .. } = vif.addressing
+                && !dns.contains(&gateway)
+            {
+                dns.push(gateway);
             }
-            hosts.push((vif.address, desired.name.clone()));
+            hosts.extend(vif.address().map(|address| (address, desired.name.clone())));
         }
         Ok(NetReply::Attached { dns, hosts })
+    }
+
+    /// Interfaces of the app that still wait for an address from outside.
+    pub fn awaits_address(&self, app: AppId) -> bool {
+        let held = self.leases.held();
+        let mut outside = self.intent.vifs.iter().filter(|(_, vif)| vif.app == app);
+        outside.any(|(link, vif)| vif.addressing == Addressing::Outside && !held.contains_key(link))
+    }
+
+    pub fn name_of(&self, app: AppId) -> Option<String> {
+        self.apps.get(&app).map(|app| app.name.clone())
+    }
+
+    /// What servers outside told the app.
+    pub fn outside(&self, app: AppId) -> (Vec<Ipv4Addr>, Vec<Ipv4Addr>) {
+        let held = self.leases.held();
+        let of_app = self.intent.vifs.iter().filter(|(_, vif)| vif.app == app);
+        let leases: Vec<_> = of_app.filter_map(|(link, _)| held.get(link)).collect();
+        let dns = leases.iter().flat_map(|lease| lease.dns.iter().copied()).collect();
+        (dns, leases.iter().map(|lease| lease.address.address).collect())
+    }
+
+    /// Descriptors that can be read when [`Net::told`] has something to take.
+    pub fn watched(&self) -> Result<Vec<OwnedFd>, OpenError> {
+        Ok(vec![self.shown.fd()?, self.ended.fd()?, self.leases.fd().map_err(OpenError::Dhcp)?])
+    }
+
+    /// Takes what the kernel told: addresses seen, flows ended, packets dropped. Says whether addresses changed.
+    pub fn told(&mut self, now: Now) -> bool {
+        self.leases.seen();
+        let before: Vec<_> = self.seen.iter().map(|(link, (address, _))| (link.clone(), *address)).collect();
+        let (intent, flows, seen) = (&self.intent, &mut self.flows, &mut self.seen);
+        self.shown.read(|word, untrusted_packet| {
+            if let Some(by) = read_drop_word(word) {
+                if let Some(packet) = DroppedPacket::parse(untrusted_packet) {
+                    flows.dropped((now.mono, now.wall.time()), intent, by, packet);
+                }
+            } else if let Some(sighting) = sighting_of(word, untrusted_packet)
+                && intent.vifs.contains_key(&sighting.link)
+            {
+                seen.insert(sighting.link, (sighting.address, now.mono.plus_s(sighting.lasts_s.into())));
+            }
+        });
+        if self.ended.read(|flow| flows.ended(now.mono, intent, flow)) {
+            service::log::warn(format_args!("more flows ended at once than could be recorded"));
+        }
+        self.seen.retain(|_, (_, until)| *until > now.mono);
+        !self.seen.iter().map(|(link, (address, _))| (link.clone(), *address)).eq(before)
+    }
+
+    /// Closes messages of the flow log that are due.
+    pub fn gather(&mut self, now: Now) {
+        for (link, lookup) in std::mem::take(&mut *lock(&self.learned.lookups)) {
+            let lookup = Lookup { at: now.wall.time(), ..lookup };
+            self.flows.asked(now.mono, &self.intent, &link, lookup);
+        }
+        self.flows.wake(now.mono);
+    }
+
+    pub fn next_flows(&self) -> Option<&(u64, FlowReport)> {
+        self.flows.next()
+    }
+
+    pub fn flows_lost(&self) -> FlowCounters {
+        self.flows.lost()
+    }
+
+    pub fn flows_taken(&mut self, batch: u64) {
+        self.flows.taken(batch);
+    }
+
+    /// The last report, with addresses as they are now.
+    pub fn with_addresses(&self) -> Report {
+        let held = self.leases.held();
+        let mut report = self.report.clone();
+        for vif in report.apps.values_mut().flat_map(|app| &mut app.vifs) {
+            let seen = || self.seen.get(&vif.host_name).map(|(address, _)| *address);
+            let leased = || held.get(&vif.host_name).map(|lease| lease.address.address);
+            vif.address = vif.address.or_else(leased).or_else(seen);
+        }
+        report
     }
 
     pub fn metrics(&mut self) -> Result<Vec<LinkMetrics>, KernelError> {
@@ -167,6 +301,7 @@ impl Net {
                 id: network.id,
                 bridge: standing.link.clone(),
                 is_up: fault.is_none(),
+                mtu: self.intent.bridges.get(&standing.link).map_or(0, |bridge| bridge.mtu),
                 uplink: standing.uplink.clone(),
                 fault: fault.or_else(no_names),
             };
@@ -192,12 +327,29 @@ impl Net {
     }
 }
 
-/// The sets of addresses behind rules that speak of names, fed by the name server's threads.
-struct HostSets(Mutex<Socket>);
+/// What the name server's threads hand over: addresses for rules that speak of names, and lookups for the flow log.
+#[derive(Debug)]
+struct Learned {
+    sets: Mutex<Socket>,
+    /// By node's end of the interface.
+    lookups: Mutex<VecDeque<(String, Lookup)>>,
+}
 
-impl Learn for HostSets {
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Learn for Learned {
+    fn asked(&self, link: &str, name: &str, addresses: &[Ipv4Addr]) {
+        let mut lookups = lock(&self.lookups);
+        if lookups.len() < MAX_LOOKUPS {
+            let lookup = Lookup { name: name.to_string(), addresses: addresses.to_vec(), at: None };
+            lookups.push_back((link.to_string(), lookup));
+        }
+    }
+
     fn learn(&self, set: &str, resolved: &[Resolved]) {
-        let mut socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut socket = lock(&self.sets);
         for one in resolved.iter().take(MAX_LEARNED) {
             let lasts = Duration::from_secs(one.ttl_s.into()).clamp(LEARNED_AT_LEAST, LEARNED_AT_MOST);
             if let Err(error) = nft::learn(&mut socket, set, one.address, lasts) {

@@ -17,6 +17,8 @@ pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The kernel fills at most 32 KiB per datagram of a dump.
 const RECEIVE_BYTES: usize = 64 * 1024;
 /// Room for a batch of rules in one datagram.
+/// Room for what comes while the main loop is busy.
+const RECEIVE_BUFFER_BYTES: usize = 1024 * 1024;
 const SEND_BUFFER_BYTES: usize = 8 * 1024 * 1024;
 /// Datagrams of one dump; 1024 interfaces need about 60.
 const MAX_DATAGRAMS: usize = 4096;
@@ -238,6 +240,53 @@ impl Socket {
         let socket = Socket::route()?;
         rustix::net::bind(&socket.fd, &SocketAddrNetlink::new(0, groups)).map_err(NetlinkError::Socket)?;
         Ok(socket)
+    }
+
+    /// Listens to what netfilter tells of its own accord.
+    pub(crate) fn netfilter_listen(groups: u32) -> Result<Socket, NetlinkError> {
+        let socket = Socket::netfilter()?;
+        socket.join(groups)?;
+        let _ = sockopt::set_socket_recv_buffer_size_force(&socket.fd, RECEIVE_BUFFER_BYTES);
+        Ok(socket)
+    }
+
+    /// Listens to these groups, and no more to others.
+    pub(crate) fn join(&self, groups: u32) -> Result<(), NetlinkError> {
+        // Once it has a number the kernel wants to hear it again.
+        let own = rustix::net::getsockname(&self.fd).map_err(NetlinkError::Socket)?;
+        let number = SocketAddrNetlink::try_from(own).map_or(0, |own| own.pid());
+        rustix::net::bind(&self.fd, &SocketAddrNetlink::new(number, groups)).map_err(NetlinkError::Socket)
+    }
+
+    /// A second descriptor of the same socket, to wait on.
+    pub(crate) fn try_clone_fd(&self) -> Result<OwnedFd, NetlinkError> {
+        rustix::io::fcntl_dupfd_cloexec(&self.fd, 0).map_err(NetlinkError::Socket)
+    }
+
+    /// Takes what was told, without waiting, until there is no more or `limit` datagrams were read. Says whether some was
+    /// lost because nobody read it in time.
+    pub(crate) fn told(&self, limit: usize, mut each: impl FnMut(u16, &[u8])) -> bool {
+        let mut buffer = vec![0_u8; RECEIVE_BYTES];
+        let mut is_some_lost = false;
+        for _ in 0..limit {
+            let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
+            let length = match rustix::net::recv(&self.fd, &mut buffer[..], flags) {
+                Ok((_, length)) => length,
+                Err(Errno::NOBUFS) => {
+                    is_some_lost = true;
+                    continue;
+                }
+                Err(Errno::INTR) => continue,
+                Err(_) => break,
+            };
+            let mut rest = buffer.get(..length).unwrap_or_default();
+            while let Some(header) = Header::read(rest) {
+                let Some(body) = rest.get(HEADER_BYTES..header.length) else { break };
+                each(header.kind, body);
+                rest = rest.get(header.length.next_multiple_of(4)..).unwrap_or_default();
+            }
+        }
+        is_some_lost
     }
 
     pub(crate) fn into_fd(self) -> OwnedFd {

@@ -8,15 +8,15 @@
 //! this process has said what stands, so after a short wait for its orders it says that nothing does. A shim that asks too early waits for its
 //! answer. A round is taken at every event; on a kernel that is right it changes nothing and costs a few listings.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipc::calls::{self, NetRequest};
+use ipc::calls::{self, NetReply, NetRequest};
 use ipc::topics::{self, Topic};
 use model::id::AppId;
-use model::observed::PortObserved;
+use model::observed::{PortObserved, VifsObserved};
 use model::reason::{Fault, Reason};
 use model::time::MonoMs;
 use rustix::net::RecvFlags;
@@ -41,7 +41,15 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Settings of init: comma-separated Linux names of the uplinks, and addresses of name servers.
 const SETTING_UPLINKS: &str = "uplinks";
 const SETTING_DNS: &str = "dns";
+/// The service that takes flow reports.
+const FLOWS_FOR: &str = "agent";
 const LINK_EVENTS: u64 = 1;
+/// What netfilter and the DHCP clients tell: this token and the next ones.
+const TOLD: u64 = 2;
+/// Recorded flows and lookups become messages at this pace.
+const GATHER_EVERY: Duration = Duration::from_secs(2);
+/// An app on a switch starts without an address when no server outside gives one within this time; it gets it later.
+const LEASE_PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
@@ -58,6 +66,9 @@ pub fn run(mut service: Service) -> Result<(), ProcessError> {
     let for_poll = rustix::io::fcntl_dupfd_cloexec(&events, 0)
         .map_err(|errno| ProcessError::Listen(NetlinkError::Socket(errno)))?;
     service.watch(LINK_EVENTS, for_poll);
+    for (token, fd) in (TOLD..).zip(net.watched()?) {
+        service.watch(token, fd);
+    }
     service.subscribe::<topics::NetworkDesired>();
     service.subscribe::<topics::VifsDesired>();
     let now = service.now().mono;
@@ -66,6 +77,8 @@ pub fn run(mut service: Service) -> Result<(), ProcessError> {
         net,
         events,
         waiting: Vec::new(),
+        leasing: Vec::new(),
+        gather_at: now,
         published: Published::default(),
         metrics_at: now,
         retry_at: Some(now),
@@ -94,6 +107,8 @@ struct Process {
     net: Net,
     events: OwnedFd,
     waiting: Vec<Waiting>,
+    leasing: Vec<Leasing>,
+    gather_at: MonoMs,
     published: Published,
     metrics_at: MonoMs,
     /// When to go another round without being told.
@@ -109,12 +124,21 @@ struct Waiting {
     until: MonoMs,
 }
 
+/// A shim whose app is on its networks, but for an address from outside.
+struct Leasing {
+    app: AppId,
+    call: IncomingCall,
+    reply: NetReply,
+    until: MonoMs,
+}
+
 /// Keys that stand on topics of ours.
 #[derive(Default)]
 struct Published {
     ports: BTreeSet<String>,
     networks: BTreeSet<String>,
     vifs: BTreeSet<String>,
+    addresses: BTreeMap<AppId, VifsObserved>,
     metrics: BTreeSet<String>,
 }
 
@@ -122,13 +146,16 @@ impl Process {
     fn serve(&mut self) {
         loop {
             let waits = self.waiting.iter().map(|one| one.until);
-            let deadline = waits.chain(self.retry_at).chain([self.metrics_at]).min();
+            let leases = self.leasing.iter().map(|one| one.until);
+            let rounds = [self.metrics_at, self.gather_at];
+            let deadline = waits.chain(leases).chain(self.retry_at).chain(rounds).min();
             match self.service.next(deadline) {
                 Event::Topics(_) => self.round(),
-                Event::Readable(_) => {
+                Event::Readable(LINK_EVENTS) => {
                     self.drain();
                     self.round();
                 }
+                Event::Readable(_) => self.told(),
                 Event::Call(call) => self.asked(call),
                 Event::Deadline => self.due(),
                 Event::Channel(_) | Event::Worker(()) => {}
@@ -146,12 +173,69 @@ impl Process {
             self.metrics_at = now.plus_ms(ms(METRICS_EVERY));
             self.metrics();
         }
+        if self.gather_at <= now {
+            self.gather_at = now.plus_ms(ms(GATHER_EVERY));
+            let now = self.service.now();
+            self.net.gather(now);
+            // What is no longer seen is no longer said.
+            if self.net.told(now) {
+                self.publish_addresses();
+            }
+        }
+        self.leased();
         let (over, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|one| one.until <= now);
         self.waiting = waiting;
         let over: Vec<Waiting> = over;
         for one in over {
             let text = format!("interfaces of app {} are not ordered", one.app);
             answer(one.call, Err(Fault::new(Reason::ServiceUnavailable, text)));
+        }
+    }
+
+    fn told(&mut self) {
+        let held = self.published.addresses.clone();
+        let is_changed = self.net.told(self.service.now());
+        if is_changed || self.net.with_addresses().apps != held {
+            self.publish_addresses();
+        }
+        self.leased();
+    }
+
+    fn publish_addresses(&mut self) {
+        let report = self.net.with_addresses();
+        for (id, app) in &report.apps {
+            self.service.publish::<topics::VifsObserved>(&id.to_string(), app);
+        }
+        self.published.addresses = report.apps;
+    }
+
+    /// Answers shims whose apps have all their addresses, or have waited long enough.
+    fn leased(&mut self) {
+        let now = self.service.now().mono;
+        let (ready, leasing): (Vec<_>, Vec<_>) = std::mem::take(&mut self.leasing)
+            .into_iter()
+            .partition(|one| one.until <= now || !self.net.awaits_address(one.app));
+        self.leasing = leasing;
+        for Leasing { app, call, reply, .. } in ready {
+            let reply = self.with_outside(app, reply);
+            log::info(format_args!("app {app} is on its networks"));
+            answer(call, Ok(reply));
+        }
+    }
+
+    /// Name servers of its own networks come first: they know its neighbours and ask others.
+    fn with_outside(&self, app: AppId, reply: NetReply) -> NetReply {
+        match reply {
+            NetReply::Attached { mut dns, mut hosts } => {
+                let (servers, addresses) = self.net.outside(app);
+                if dns.is_empty() {
+                    dns = servers;
+                }
+                let name = self.net.name_of(app).unwrap_or_default();
+                hosts.extend(addresses.into_iter().map(|address| (address, name.clone())));
+                NetReply::Attached { dns, hosts }
+            }
+            other => other,
         }
     }
 
@@ -219,6 +303,25 @@ impl Process {
     fn asked(&mut self, call: IncomingCall) {
         let app = match call.decode::<calls::Net>() {
             Ok(NetRequest::Attach { app }) => app,
+            // Flows of all apps are for the one process that reports them.
+            Ok(NetRequest::NextFlows | NetRequest::FlowsTaken { .. }) if call.from() != FLOWS_FOR => {
+                let text = format!("{} asks for flows", call.from());
+                log::error(format_args!("{text}"));
+                return answer(call, Err(Fault::new(Reason::Internal, text)));
+            }
+            Ok(NetRequest::NextFlows) => {
+                let reply = match self.net.next_flows() {
+                    Some((batch, report)) => {
+                        NetReply::Flows { batch: *batch, report: report.clone(), lost: self.net.flows_lost() }
+                    }
+                    None => NetReply::NoFlows,
+                };
+                return answer(call, Ok(reply));
+            }
+            Ok(NetRequest::FlowsTaken { batch }) => {
+                self.net.flows_taken(batch);
+                return answer(call, Ok(NetReply::Done));
+            }
             Err(error) => {
                 log::warn(format_args!("question of {} cannot be read: {error}", call.from()));
                 return;
@@ -240,18 +343,27 @@ impl Process {
     }
 
     fn attach(&mut self, app: AppId, mut call: IncomingCall) {
-        let result = match <[OwnedFd; 2]>::try_from(call.take_fds()) {
-            Ok([namespace, inside]) => self.net.attach(app, namespace.as_fd(), inside),
-            Err(fds) => {
-                let text = format!("app {app} brought {} file descriptors instead of 2", fds.len());
+        let mut fds = call.take_fds().into_iter();
+        let result = match (fds.next(), fds.next(), fds.next()) {
+            (Some(namespace), Some(inside), datagrams) => {
+                self.net.attach(app, namespace.as_fd(), inside, datagrams)
+            }
+            _ => {
+                let text = format!("app {app} brought no namespace and no socket opened inside it");
                 Err(Fault::new(Reason::Internal, text))
             }
         };
-        match &result {
-            Ok(_) => log::info(format_args!("app {app} is on its networks")),
-            Err(fault) => log::error(format_args!("app {app} is not on its networks: {fault}")),
+        match result {
+            Ok(reply) => {
+                let until = self.service.now().mono.plus_ms(ms(LEASE_PATIENCE));
+                self.leasing.push(Leasing { app, call, reply, until });
+                self.leased();
+            }
+            Err(fault) => {
+                log::error(format_args!("app {app} is not on its networks: {fault}"));
+                answer(call, Err(fault));
+            }
         }
-        answer(call, result);
     }
 
     fn publish_ports(&mut self, ports: &[PortObserved]) {
@@ -269,6 +381,7 @@ impl Process {
         for (id, app) in &report.apps {
             self.service.publish::<topics::VifsObserved>(&id.to_string(), app);
         }
+        self.published.addresses = report.apps.clone();
         let keys = report.networks.keys().map(ToString::to_string).collect();
         replace::<topics::NetworkObserved>(&mut self.service, &mut self.published.networks, keys);
         let keys = report.apps.keys().map(ToString::to_string).collect();

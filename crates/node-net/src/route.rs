@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use model::net::{Mac, Prefix4};
-use node_core::net::links::{LinkKind, LinkSeen, Step};
+use node_core::net::links::{Frames, LinkKind, LinkSeen, Step, Way};
 use rustix::io::Errno;
 
 use crate::netlink::{
@@ -25,30 +25,42 @@ const DEL_ADDRESS: u16 = 21;
 const GET_ADDRESS: u16 = 22;
 const NEW_ROUTE: u16 = 24;
 const GET_ROUTE: u16 = 26;
+const NEW_NEIGHBOUR: u16 = 28;
+const DEL_NEIGHBOUR: u16 = 29;
+const GET_NEIGHBOUR: u16 = 30;
 
 const LINK_BYTES: usize = 16;
 const ADDRESS_BYTES: usize = 8;
 const ROUTE_BYTES: usize = 12;
+const NEIGHBOUR_BYTES: usize = 12;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_STATS64: u16 = 23;
 const IFLA_GROUP: u16 = 27;
 const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_LINK_NETNSID: u16 = 37;
 const INFO_KIND: u16 = 1;
 const INFO_DATA: u16 = 2;
 const INFO_PORT_KIND: u16 = 4;
 const INFO_PORT_DATA: u16 = 5;
 const PORT_ISOLATED: u16 = 33;
 const BRIDGE_MULTICAST_SNOOPING: u16 = 23;
+/// Packets that pass the bridge are given to the rules for packets, whatever the switch for all bridges says.
+const BRIDGE_CALL_IPTABLES: u16 = 36;
 const VETH_PEER: u16 = 1;
 
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
+
+const NDA_DESTINATION: u16 = 1;
+const NDA_MAC: u16 = 2;
+const NEIGHBOUR_PERMANENT: u16 = 0x80;
 
 const RTA_DESTINATION: u16 = 1;
 const RTA_OUT_LINK: u16 = 4;
@@ -64,6 +76,7 @@ const AF_INET: u8 = 2;
 const ETHER: u16 = 1;
 const FLAG_UP: u32 = 1;
 const FLAG_RUNNING: u32 = 0x40;
+const FLAG_PROMISCUOUS: u32 = 0x100;
 
 /// Mark of our links: "SELV".
 pub(crate) const GROUP: u32 = 0x5345_4c56;
@@ -80,7 +93,6 @@ pub(crate) struct Link {
     pub(crate) has_master: bool,
     /// Up with a carrier.
     pub(crate) is_running: bool,
-    pub(crate) mtu: u32,
     pub(crate) gateways: Vec<Ipv4Addr>,
     pub(crate) stats: Stats,
 }
@@ -115,6 +127,13 @@ pub(crate) fn links(socket: &mut Socket) -> Result<BTreeMap<String, Link>, Netli
             of_index(index, &mut |link| link.seen.addresses.push(prefix));
         }
     }
+    for answer in socket.dump(&Message::new(GET_NEIGHBOUR, 0, &fixed_neighbour(0)))? {
+        if let Some((index, address, mac)) = neighbour(&answer) {
+            of_index(index, &mut |link| {
+                link.seen.neighbours.insert(address, mac);
+            });
+        }
+    }
     for answer in socket.dump(&Message::new(GET_ROUTE, 0, &fixed_route(0, 0, 0)))? {
         if let Some((index, gateway)) = default_route(&answer) {
             of_index(index, &mut |link| link.gateways.push(gateway));
@@ -131,7 +150,24 @@ pub(crate) fn perform(socket: &mut Socket, step: &Step) -> Result<(), NetlinkErr
             Err(error) if error.refusal() == Some(Errno::NODEV) => Ok(()),
             result => result,
         },
-        Step::AddBridge { link, mac } => socket.request(new_bridge(link, *mac)),
+        Step::AddBridge { link, mac, judges_passing } => {
+            socket.request(new_bridge(link, *mac, *judges_passing))
+        }
+        Step::AddPatch { link, outer } => add_patch(socket, link, outer),
+        Step::SetMtu { link, mtu } => set_mtu(socket, link, *mtu),
+        Step::AddNeighbour { link, address, mac } => {
+            let mut message = neighbour_message(socket, NEW_NEIGHBOUR, CREATE | REPLACE, link, *address)?;
+            message.attr(NDA_MAC, &mac.0);
+            socket.request(message)
+        }
+        Step::RemoveNeighbour { link, address } => {
+            let message = neighbour_message(socket, DEL_NEIGHBOUR, 0, link, *address)?;
+            socket.request(message)
+        }
+        Step::Listen { link, to } => {
+            let flags = if *to == Frames::All { FLAG_PROMISCUOUS } else { 0 };
+            socket.request(flags_message(link, flags, FLAG_PROMISCUOUS))
+        }
         Step::SetMac { link, mac } => {
             let mut message = of_link(SET_LINK, 0, link);
             message.attr(IFLA_ADDRESS, &mac.0);
@@ -139,7 +175,7 @@ pub(crate) fn perform(socket: &mut Socket, step: &Step) -> Result<(), NetlinkErr
         }
         Step::AddAddress { link, address } => change_address(socket, NEW_ADDRESS, link, *address),
         Step::RemoveAddress { link, address } => change_address(socket, DEL_ADDRESS, link, *address),
-        Step::Join { link, bridge } => join(socket, link, bridge),
+        Step::Join { link, bridge, way } => join(socket, link, bridge, *way),
         Step::SetUp { link } => set_up(socket, link),
     }
 }
@@ -169,12 +205,44 @@ pub(crate) fn add_veth(socket: &mut Socket, new: &NewVeth<'_>) -> Result<(), Net
 }
 
 pub(crate) fn set_up(socket: &mut Socket, link: &str) -> Result<(), NetlinkError> {
+    socket.request(flags_message(link, FLAG_UP, FLAG_UP))
+}
+
+/// Sets those flags of `changed` that are in `flags`, and takes away the others of `changed`.
+fn flags_message(link: &str, flags: u32, changed: u32) -> Message {
     let mut fixed = [0; LINK_BYTES];
-    fixed[8..12].copy_from_slice(&FLAG_UP.to_ne_bytes());
-    fixed[12..16].copy_from_slice(&FLAG_UP.to_ne_bytes());
+    fixed[8..12].copy_from_slice(&flags.to_ne_bytes());
+    fixed[12..16].copy_from_slice(&changed.to_ne_bytes());
     let mut message = Message::new(SET_LINK, 0, &fixed);
     message.text(IFLA_IFNAME, link);
+    message
+}
+
+pub(crate) fn set_mtu(socket: &mut Socket, link: &str, mtu: u16) -> Result<(), NetlinkError> {
+    let mut message = of_link(SET_LINK, 0, link);
+    message.ne32(IFLA_MTU, mtu.into());
     socket.request(message)
+}
+
+/// Makes both ends of a pair that stays here. Both are down.
+fn add_patch(socket: &mut Socket, link: &str, outer: &str) -> Result<(), NetlinkError> {
+    let mut message = of_link(NEW_LINK, CREATE | EXCL, link);
+    message.ne32(IFLA_GROUP, GROUP).nest(IFLA_LINKINFO, |info| {
+        info.text(INFO_KIND, "veth").nest(INFO_DATA, |data| {
+            data.nest(VETH_PEER, |peer| {
+                peer.raw(&[0; LINK_BYTES]).text(IFLA_IFNAME, outer).ne32(IFLA_GROUP, GROUP);
+            });
+        });
+    });
+    socket.request(message)
+}
+
+/// Takes an address away; one that is not there is fine.
+pub(crate) fn remove_address(socket: &mut Socket, index: u32, address: Prefix4) -> Result<(), NetlinkError> {
+    match socket.request(address_message(DEL_ADDRESS, 0, index, address)) {
+        Err(error) if error.refusal() == Some(Errno::ADDRNOTAVAIL) => Ok(()),
+        result => result,
+    }
 }
 
 /// Adds an address; one that is there already is fine.
@@ -202,8 +270,8 @@ pub(crate) fn add_route(
     socket.request(message)
 }
 
-/// A port that talks to its bridge only. It is made one before it comes up, so it never talks to its neighbours.
-fn join(socket: &mut Socket, link: &str, bridge: &str) -> Result<(), NetlinkError> {
+/// Makes it a port. An isolated one is made so before it comes up, so it never talks to its neighbours.
+fn join(socket: &mut Socket, link: &str, bridge: &str, way: Way) -> Result<(), NetlinkError> {
     let index = index_of(socket, bridge)?;
     let mut message = of_link(SET_LINK, 0, link);
     message.ne32(IFLA_MASTER, index);
@@ -212,17 +280,20 @@ fn join(socket: &mut Socket, link: &str, bridge: &str) -> Result<(), NetlinkErro
     let mut message = of_link(NEW_LINK, 0, link);
     message.nest(IFLA_LINKINFO, |info| {
         info.text(INFO_PORT_KIND, "bridge").nest(INFO_PORT_DATA, |data| {
-            data.attr(PORT_ISOLATED, &[1]);
+            data.attr(PORT_ISOLATED, &[u8::from(way == Way::Isolated)]);
         });
     });
     socket.request(message)
 }
 
-fn new_bridge(link: &str, mac: Mac) -> Message {
+fn new_bridge(link: &str, mac: Mac, judges_passing: bool) -> Message {
     let mut message = of_link(NEW_LINK, CREATE | EXCL, link);
     message.ne32(IFLA_GROUP, GROUP).attr(IFLA_ADDRESS, &mac.0).nest(IFLA_LINKINFO, |info| {
         info.text(INFO_KIND, "bridge").nest(INFO_DATA, |data| {
             data.attr(BRIDGE_MULTICAST_SNOOPING, &[0]);
+            if judges_passing {
+                data.attr(BRIDGE_CALL_IPTABLES, &[1]);
+            }
         });
     });
     message
@@ -263,6 +334,35 @@ fn fixed_address(length: u8, index: u32) -> [u8; ADDRESS_BYTES] {
     [AF_INET, length, 0, 0, i[0], i[1], i[2], i[3]]
 }
 
+fn fixed_neighbour(index: u32) -> [u8; NEIGHBOUR_BYTES] {
+    let i = index.to_ne_bytes();
+    let [low, high] = NEIGHBOUR_PERMANENT.to_ne_bytes();
+    [AF_INET, 0, 0, 0, i[0], i[1], i[2], i[3], low, high, 0, 0]
+}
+
+fn neighbour_message(
+    socket: &mut Socket,
+    kind: u16,
+    flags: u16,
+    link: &str,
+    address: Ipv4Addr,
+) -> Result<Message, NetlinkError> {
+    let index = index_of(socket, link)?;
+    let mut message = Message::new(kind, flags, &fixed_neighbour(index));
+    message.attr(NDA_DESTINATION, &address.octets());
+    Ok(message)
+}
+
+/// A neighbour that was entered by hand.
+fn neighbour(answer: &Answer) -> Option<(u32, Ipv4Addr, Mac)> {
+    let state = u16::from_ne_bytes(answer.body.get(8..10)?.try_into().ok()?);
+    let all = attributes(&answer.body, NEIGHBOUR_BYTES);
+    let address = all.clone().value_of(NDA_DESTINATION).and_then(read_ipv4)?;
+    let mac = all.value_of(NDA_MAC)?.try_into().ok().map(Mac)?;
+    let is_ours = answer.body.first() == Some(&AF_INET) && state & NEIGHBOUR_PERMANENT != 0;
+    is_ours.then_some((read_u32(answer.body.get(4..)?)?, address, mac))
+}
+
 fn fixed_route(length: u8, table: u8, scope: u8) -> [u8; ROUTE_BYTES] {
     [AF_INET, length, 0, 0, table, PROTOCOL_STATIC, scope, ROUTE_UNICAST, 0, 0, 0, 0]
 }
@@ -296,7 +396,17 @@ fn link(answer: &Answer, names: &BTreeMap<u32, String>) -> Option<(String, Link)
         mac,
         bridge: master.and_then(|index| names.get(&index).cloned()),
         is_isolated,
+        judges_passing: kind == LinkKind::Bridge
+            && info(INFO_DATA).and_then(|data| attributes(data, 0).value_of(BRIDGE_CALL_IPTABLES))
+                == Some(&[1][..]),
+        is_listening: flags & FLAG_PROMISCUOUS != 0,
+        peer: match (kind, link_attribute(answer, IFLA_LINK_NETNSID)) {
+            (LinkKind::Veth, None) => number(IFLA_LINK).and_then(|index| names.get(&index).cloned()),
+            _ => None,
+        },
+        mtu: number(IFLA_MTU).unwrap_or_default(),
         addresses: Vec::new(),
+        neighbours: BTreeMap::new(),
     };
     let link = Link {
         index: link_index(answer)?,
@@ -304,7 +414,6 @@ fn link(answer: &Answer, names: &BTreeMap<u32, String>) -> Option<(String, Link)
         is_ethernet: answer.body.get(2..4)? == ETHER.to_ne_bytes(),
         has_master: master.is_some(),
         is_running: flags & FLAG_UP != 0 && flags & FLAG_RUNNING != 0,
-        mtu: number(IFLA_MTU).unwrap_or_default(),
         gateways: Vec::new(),
         stats: link_attribute(answer, IFLA_STATS64).and_then(stats).unwrap_or_default(),
     };

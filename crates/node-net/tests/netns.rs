@@ -144,7 +144,8 @@ fn an_app_cannot_be_another() {
 #[ignore = "needs root"]
 fn names_are_answered_and_rules_on_names_hold() {
     let (mut networks, apps) = orders();
-    networks[0].local.static_names = vec![("printer.local".to_string(), vec!["10.9.9.9".parse().unwrap()])];
+    world::local(&mut networks[0]).static_names =
+        vec![("printer.local".to_string(), vec!["10.9.9.9".parse().unwrap()])];
     let mut node = Node::new("names");
     assert_eq!(node.apply(&networks, &apps), Vec::<String>::new());
     let [web, db, far] = ["web", "db", "far"].map(|name| node.attach(&apps, name));
@@ -170,6 +171,30 @@ fn names_are_answered_and_rules_on_names_hold() {
     assert!(tcp(&db, "203.0.113.9", 7100).is_some());
     assert_eq!(world::traffic::lookup_tcp(&web, "10.1.0.1", "big.example"), all(&["203.0.113.10"]));
     assert_eq!(world::traffic::lookup_tcp(&web, "10.1.0.1", "web"), all(&["10.1.0.2"]));
+    // Servers that are silent, absent or cannot answer are passed over; the last refusal is better than nothing.
+    for text in ["192.0.2.2", "192.0.2.3", "192.0.2.4"] {
+        node.world.ip(&format!("addr add {text}/32 dev lo"));
+    }
+    let _silent = node.world.run(|| std::net::UdpSocket::bind("192.0.2.2:53").unwrap());
+    world::traffic::refuse_dns(&node.world, "192.0.2.4:53");
+    let servers = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect::<Vec<Ipv4Addr>>();
+    world::local(&mut networks[0]).dns = servers(&["192.0.2.2", "192.0.2.3", "192.0.2.4", WORLD]);
+    assert_eq!(node.apply(&networks, &apps), Vec::<String>::new());
+    let asked = Instant::now();
+    assert_eq!(world::traffic::lookup_patiently(&web, "10.1.0.1", "named.example"), all(&["203.0.113.9"]));
+    assert!(asked.elapsed() > Duration::from_millis(1400), "the silent one was not asked");
+    world::local(&mut networks[0]).dns = servers(&["192.0.2.4"]);
+    networks[0].uplinks.clear();
+    assert_eq!(node.apply(&networks, &apps), Vec::<String>::new());
+    assert_eq!(
+        lookup(&web, "10.1.0.1", "named.example"),
+        all(&[]),
+        "an answer at once, though it is a refusal"
+    );
+    let (mut networks, _) = orders();
+    world::local(&mut networks[0]).static_names =
+        vec![("printer.local".to_string(), vec!["10.9.9.9".parse().unwrap()])];
+    assert_eq!(node.apply(&networks, &apps), Vec::<String>::new());
     // Learned addresses survive a change of the rules and a restart.
     node.restart();
     let mut apps = apps;
@@ -233,13 +258,15 @@ fn a_restart_is_not_noticed_and_the_end_leaves_nothing() {
     assert!(probes.load(Ordering::SeqCst) >= 10);
     assert_eq!(lost.load(Ordering::SeqCst), 0, "of {}", probes.load(Ordering::SeqCst));
 
-    // A rule taken away ends the flow it allowed.
+    // A rule taken away ends the flow it allowed, and only that.
     let mut fewer = apps.clone();
     fewer[1].vifs[0].acl.clear();
     let standing = world::traffic::hold(&db, WORLD, 7001);
-    assert!(standing.works());
+    let other = world::traffic::hold(&web, WORLD, 7001);
+    assert!(standing.works() && other.works());
     node.changes(&networks, &fewer);
     assert!(!standing.works());
+    assert!(other.works());
 
     // An app that starts anew, one that goes, and all of it.
     drop(web);

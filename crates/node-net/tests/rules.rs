@@ -4,7 +4,7 @@
 
 mod world;
 
-use world::{Namespace, allow, app, app_rule, intent_of, network, nft};
+use world::{Namespace, allow, app, app_rule, intent_of, network, nft, switch};
 
 #[test]
 #[ignore = "needs root"]
@@ -28,12 +28,29 @@ fn nft_lists_what_we_sent_as_it_lists_what_we_wrote() {
         ),
         app(3, "alone", &other, 9, vec![allow()]),
     ];
-    let intent = intent_of(&[net, other], &apps, &[("eth0", "192.0.2.10/24"), ("eth1", "192.0.2.129/25")]);
-    let text = intent.ruleset.to_string();
+    let mut logged = network(3, "10.3.0.0/16", &["eth0"]);
+    logged.is_flow_logged = true;
+    let (lan, side) = (switch(7, &["eth0"]), switch(8, &["eth0"]));
+    let mut apps = apps.to_vec();
+    apps.push(app(4, "told", &logged, 9, vec![app_rule("drop udp 203.0.113.0/24"), allow()]));
+    apps.push(app(5, "camera", &lan, 0, vec![app_rule("limit tcp 203.0.113.0/24 80"), allow()]));
+    let mut fixed = app(6, "plc", &side, 0, vec![allow()]);
+    fixed.vifs[0].address = Some("192.0.2.77".parse().unwrap());
+    apps.push(fixed);
+    let networks = [net, other, logged, lan, side];
+    let intent = intent_of(&networks, &apps, &[("eth0", "192.0.2.10/24"), ("eth1", "192.0.2.129/25")]);
+    assert!(intent.apps.values().flatten().all(|app| app.fault.is_none()), "{:?}", intent.apps);
+    let text = format!("{}{}", intent.ruleset, intent.taps);
 
     let by_text = Namespace::new("judge-text");
-    nft(&by_text, &["-f", "-"], &text);
     let by_batch = Namespace::new("judge-batch");
+    for namespace in [&by_text, &by_batch] {
+        namespace.ip("link add eth0 type bridge");
+    }
+    for link in ["bu7", "bu8"] {
+        by_text.ip(&format!("link add {link} type bridge"));
+    }
+    nft(&by_text, &["-f", "-"], &text);
     by_batch.run(|| {
         let mut kernel = node_net::kernel::Kernel::open("/proc/sys/net".as_ref()).unwrap();
         let round = kernel.apply(&intent).unwrap();

@@ -96,7 +96,7 @@ fn intent(choices: &[Choice], network: u8) -> Intent {
             selector: choice
                 .select
                 .map(|a| BTreeMap::from([("site".into(), if a { "a" } else { "b" }.into())])),
-            networks: vec![AttachmentSpec { network: "n".into(), address: None, mac: None }],
+            networks: vec![AttachmentSpec { network: "n".into(), address: None, mac: None, acl: None }],
             ports: vec![alloc::format!("{}:80", choice.host_port + index as u16 * 10)],
             acl: None,
             env: BTreeMap::new(),

@@ -149,7 +149,7 @@ where
                 DeviceCall::Metrics => report::metrics(controller, &node, &payload).await,
                 DeviceCall::Newlogs => report::newlogs(controller, node, payload).await,
                 DeviceCall::AppNewlogs { app } => report::app_newlogs(controller, node, app, payload).await,
-                DeviceCall::Flowlog => report::flowlog(&payload),
+                DeviceCall::Flowlog => report::flowlog(controller, &node, &payload).await,
                 DeviceCall::HardwareHealth => report::hardware_health(&payload),
                 DeviceCall::ProxyScep => report::scep(&payload),
                 DeviceCall::Logs => Err(Answer::refuse(StatusCode::NOT_FOUND, "old form of logs")),

@@ -7,7 +7,6 @@ use controller_core::compute::app_id;
 use controller_core::resource::Kind;
 use eve_api::Message as _;
 use eve_api::newlogs::{self, LogEntry};
-use eve_api::wire::flowlog::FlowMessage;
 use eve_api::wire::hardwarehealth::ZHardwareHealth;
 use eve_api::wire::info::ZInfoMsg;
 use eve_api::wire::metrics::ZMetricMsg;
@@ -149,10 +148,14 @@ fn export(controller: &Controller, device: Uuid, stream: StreamName, entries: &[
     }
 }
 
-/// Flow logs are read and counted as taken; nobody looks at them yet.
-pub(super) fn flowlog(payload: &[u8]) -> Outcome {
-    FlowMessage::decode(payload).map_err(|_| malformed("not a FlowMessage"))?;
-    Ok(Answer::done(StatusCode::CREATED))
+/// Flows of an app, kept by the line. A report that names no app is nobody's.
+pub(super) async fn flowlog(controller: &Controller, node: &Node, payload: &[u8]) -> Outcome {
+    let report = eve_api::parse::flows(payload).map_err(|_| malformed("not a FlowMessage"))?;
+    let Some(report) = report else { return Ok(Answer::done(StatusCode::CREATED)) };
+    let stream = StreamName::Flows(report.scope.app.0);
+    let lines = crate::operator_api::flows::lines(&report);
+    let receipt = controller.observed.logs(node.id, stream, now_ms(), lines).map_err(|_| later())?;
+    if receipt.written().await { Ok(Answer::done(StatusCode::CREATED)) } else { Err(later()) }
 }
 
 pub(super) fn hardware_health(payload: &[u8]) -> Outcome {

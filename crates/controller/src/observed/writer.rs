@@ -38,6 +38,8 @@ pub enum StreamName {
     DeviceLog,
     /// Log lines of one app.
     AppLog(Uuid),
+    /// What one app talked to.
+    Flows(Uuid),
     /// What happened, for the operator; of no device.
     Events,
 }
@@ -48,6 +50,7 @@ impl StreamName {
             StreamName::Info => "info".into(),
             StreamName::DeviceLog => "log".into(),
             StreamName::AppLog(app) => format!("app-{app}"),
+            StreamName::Flows(app) => format!("flows-{app}"),
             StreamName::Events => "events".into(),
         }
     }
@@ -56,7 +59,9 @@ impl StreamName {
         match self {
             StreamName::Info => Quota { min_records: 1000, min_bytes: MIB, max_bytes: 64 * MIB },
             StreamName::DeviceLog => Quota { min_records: 0, min_bytes: 8 * MIB, max_bytes: 8 * MIB },
-            StreamName::AppLog(_) => Quota { min_records: 0, min_bytes: 4 * MIB, max_bytes: 4 * MIB },
+            StreamName::AppLog(_) | StreamName::Flows(_) => {
+                Quota { min_records: 0, min_bytes: 4 * MIB, max_bytes: 4 * MIB }
+            }
             StreamName::Events => Quota { min_records: 10_000, min_bytes: 4 * MIB, max_bytes: 64 * MIB },
         }
     }

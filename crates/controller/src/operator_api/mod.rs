@@ -8,6 +8,7 @@
 
 mod backup;
 pub(crate) mod figures;
+pub(crate) mod flows;
 mod guard;
 mod images;
 mod openapi;
@@ -62,6 +63,7 @@ pub fn router(controller: Api) -> Router {
         .route("/devices/{name}/config", get(view::config))
         .route("/devices/{name}/logs", get(view::device_logs))
         .route("/apps/{name}/logs", get(view::app_logs))
+        .route("/apps/{name}/flows", get(flows::app_flows))
         .route("/jointokens/{name}/bundle", get(view::bundle))
         .route("/tokens", get(tokens::list).post(tokens::create))
         .route("/tokens/{name}", delete(tokens::revoke))

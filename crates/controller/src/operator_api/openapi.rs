@@ -50,6 +50,7 @@ pub fn document() -> Value {
         ("devices/{name}/config", "The config as the device gets it"),
         ("devices/{name}/logs", "Log lines of the device's services"),
         ("apps/{name}/logs", "Log lines of an app"),
+        ("apps/{name}/flows", "What an app talked to, and the names it looked up"),
         ("jointokens/{name}/bundle", "Files a node needs to join"),
     ] {
         let mut parameters = vec![project()];

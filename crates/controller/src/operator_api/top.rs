@@ -59,7 +59,7 @@ fn item(name: &str, at_ms: i64, metrics: &Metrics, names: &BTreeMap<AppId, &str>
         (Some(from), Some(at)) => Some((at.seconds - from.seconds).max(0)),
         _ => None,
     };
-    let is_of_device = |link: &&LinkMetrics| node.uplinks.iter().any(|uplink| uplink.port == link.name);
+    let is_of_device = |link: &&LinkMetrics| node.uplinks.iter().any(|uplink| uplink.port == link.label);
     let uplinks: Vec<&LinkMetrics> = node.links.iter().filter(is_of_device).collect();
     let links = if uplinks.is_empty() { node.links.iter().collect() } else { uplinks };
     let disk = node.disks.iter().max_by_key(|disk| disk.total_bytes);
@@ -111,6 +111,7 @@ mod tests {
     fn link(name: &str, app: Option<AppId>, bytes: u64) -> LinkMetrics {
         LinkMetrics {
             name: name.into(),
+            label: name.into(),
             app,
             rx_bytes: bytes,
             tx_bytes: bytes / 10,
@@ -120,7 +121,10 @@ mod tests {
             tx_drops: 0,
             rx_errors: 0,
             tx_errors: 0,
-            acl_drops: 0,
+            rx_acl_drops: 0,
+            tx_acl_drops: 0,
+            rx_rate_drops: 0,
+            tx_rate_drops: 0,
         }
     }
 

@@ -230,15 +230,15 @@ fn app_line(api: &Api, device: Uuid, app: &AppStatus) -> Value {
 }
 
 async fn app_status(api: &Api, stored: &Stored) -> Result<Value, Problem> {
-    let (devices, is_wanted): (Vec<(String, Uuid)>, bool) = api.with_project(|project| {
+    let devices = devices_of(api, stored, None);
+    let (networks, is_wanted): (Vec<String>, bool) = api.with_project(|project| {
         let Some(app) = project.intent.apps.get(&stored.name) else { return (Vec::new(), true) };
-        let chosen = project.intent.devices.values().filter(|device| is_chosen(&app.spec, device));
-        (chosen.map(|device| (device.name.clone(), device.uid)).collect(), app.spec.activate)
+        (app.spec.networks.iter().map(|on| on.network.clone()).collect(), app.spec.activate)
     });
     let mut lines = Vec::new();
     let mut seen = Sum { total: devices.len(), ..Sum::default() };
-    for (name, device) in &devices {
-        let id = app_id(stored.uid, DeviceId(*device));
+    for (name, device, id) in &devices {
+        let id = AppId(*id);
         let view = view_of(api, *device).await?;
         let app = reported_apps(&view).remove(&id);
         let state = app.as_ref().map(|app| app.state);
@@ -260,11 +260,30 @@ async fn app_status(api: &Api, stored: &Stored) -> Result<Value, Problem> {
             "id": id,
             "state": state.map_or_else(|| "UNKNOWN".into(), state_name),
             "addresses": addresses,
+            "interfaces": app.as_ref().map(|app| interfaces(&networks, app)),
             "faults": list,
         }));
     }
     let ready = app_ready(&seen, is_wanted);
     Ok(json!({ "running": seen.running, "total": seen.total, "devices": lines, "conditions": [ready] }))
+}
+
+/// Each interface of an app, as its device reports it. The network is what stands at its place in the app's order.
+fn interfaces(networks: &[String], app: &AppStatus) -> Vec<Value> {
+    let network = |name: &str| {
+        let place: usize = name.strip_prefix("eth")?.parse().ok()?;
+        networks.get(place)
+    };
+    let line = |vif: &model::status::VifStatus| {
+        json!({
+            "name": vif.name,
+            "network": network(&vif.name),
+            "mac": vif.mac.to_string(),
+            "address": vif.address.map(|address| address.to_string()),
+            "up": vif.is_up,
+        })
+    };
+    app.vifs.iter().map(line).collect()
 }
 
 /// What a device reported of an app was said of an older order than the newest.
@@ -348,7 +367,7 @@ pub(super) async fn history(State(api): State<Api>, path: PathParts) -> Answered
     Ok(Json(json!({ "items": items })).into_response())
 }
 
-async fn read(api: &Api, device: Uuid, stream: StreamName) -> Result<Vec<Record>, Problem> {
+pub(super) async fn read(api: &Api, device: Uuid, stream: StreamName) -> Result<Vec<Record>, Problem> {
     api.observed.history(device, stream).await.map_err(|error| {
         tracing::error!(%device, %error, "cannot read what a device reported");
         Problem::internal()
@@ -450,19 +469,22 @@ pub(super) async fn app_logs(
     Query(query): Query<LogQuery>,
 ) -> Answered {
     let app = find(&api, Kind::App, part(&path, "name"))?;
-    let devices: Vec<(String, Uuid)> = api.with_project(|project| {
-        let wanted = |name: &String| query.device.as_ref().is_none_or(|only| only == name);
-        let Some(object) = project.intent.apps.get(&app.name) else { return Vec::new() };
-        let chosen =
-            project.intent.devices.values().filter(|d| is_chosen(&object.spec, d) && wanted(&d.name));
-        chosen.map(|device| (device.name.clone(), device.uid)).collect()
-    });
     let mut all = Vec::new();
-    for (name, device) in devices {
-        let stream = StreamName::AppLog(app_id(app.uid, DeviceId(device)).0);
-        all.extend(lines(read(&api, device, stream).await?, &name, &query));
+    for (name, device, id) in devices_of(&api, &app, query.device.as_deref()) {
+        all.extend(lines(read(&api, device, StreamName::AppLog(id)).await?, &name, &query));
     }
     Ok(respond(all))
+}
+
+/// Devices an app is on: name, uid, and the app's id there.
+pub(super) fn devices_of(api: &Api, app: &Stored, only: Option<&str>) -> Vec<(String, Uuid, Uuid)> {
+    api.with_project(|project| {
+        let Some(object) = project.intent.apps.get(&app.name) else { return Vec::new() };
+        let is_wanted = |name: &str| only.is_none_or(|only| only == name);
+        let devices = project.intent.devices.values();
+        let chosen = devices.filter(|device| is_chosen(&object.spec, device) && is_wanted(&device.name));
+        chosen.map(|d| (d.name.clone(), d.uid, app_id(app.uid, DeviceId(d.uid)).0)).collect()
+    })
 }
 
 /// What a node needs to join: the files of its configuration directory.

@@ -15,8 +15,8 @@ use model::report::{
     BlobStatus, DeviceStatus, Info, InfoMessage, MountStatus, PortStatus, SecurityStatus, SoftwareStatus,
 };
 use model::status::{
-    AppStatus, ConfigItemStatus, ContentTreeStatus, NetworkInstanceStatus, NetworkVifStatus, SwState,
-    VifStatus, VolumeStatus,
+    AppStatus, ConfigItemStatus, ContentTreeStatus, NetworkInstanceStatus, NetworkKind, NetworkVifStatus,
+    SwState, VifStatus, VolumeStatus,
 };
 use prost::Message;
 use uuid::Uuid;
@@ -99,6 +99,15 @@ fn app(wire: &wire::ZInfoApp) -> Option<AppStatus> {
     })
 }
 
+pub(super) fn network_kind(number: u32) -> Option<NetworkKind> {
+    use crate::wire::config::ZNetworkInstType;
+    match ZNetworkInstType::try_from(number.cast_signed()) {
+        Ok(ZNetworkInstType::ZnetInstLocal) => Some(NetworkKind::Local),
+        Ok(ZNetworkInstType::ZnetInstSwitch) => Some(NetworkKind::Switch),
+        _ => None,
+    }
+}
+
 fn network_instance(wire: &wire::ZInfoNetworkInstance) -> Option<NetworkInstanceStatus> {
     let vif = |vif: &wire::ZmetVifInfo| {
         let assigned = wire.ip_assignments.iter().find(|entry| entry.mac_address == vif.mac_address)?;
@@ -106,7 +115,7 @@ fn network_instance(wire: &wire::ZInfoNetworkInstance) -> Option<NetworkInstance
             app: vif.app_id.parse().ok()?,
             vif: vif.vif_name.clone(),
             mac: vif.mac_address.parse().ok()?,
-            address: readable::<Ipv4Addr>(&assigned.ip_address).into_iter().next()?,
+            address: readable::<Ipv4Addr>(&assigned.ip_address).into_iter().next(),
         })
     };
     Some(NetworkInstanceStatus {
@@ -114,7 +123,10 @@ fn network_instance(wire: &wire::ZInfoNetworkInstance) -> Option<NetworkInstance
         version: wire.network_version.clone(),
         name: wire.displayname.clone(),
         is_active: wire.activated,
+        kind: network_kind(wire.inst_type),
         bridge: wire.bridge_name.clone(),
+        gateway: wire.bridge_ip_addr.parse().ok(),
+        mtu: u16::try_from(wire.mtu).unwrap_or(0),
         uplink: wire.ports.first().cloned(),
         vifs: wire.vifs.iter().filter_map(vif).collect(),
         faults: wire.network_err.iter().filter_map(fault).collect(),

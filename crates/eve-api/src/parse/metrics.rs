@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Metrics, as a controller reads them. Refused is only what is no message; entries without a readable id are left out.
 
+use model::flow::{Delivery, FlowCounters};
 use model::id::AppId;
 use model::observed::{AppMetrics, LinkMetrics};
 use model::report::{
@@ -8,7 +9,7 @@ use model::report::{
 };
 use prost::Message;
 
-use super::info::MIB;
+use super::info::{MIB, network_kind};
 use super::{ParseError, wall_time};
 use crate::render::turned;
 use crate::wire::metrics as wire;
@@ -23,6 +24,7 @@ pub fn metrics(untrusted_payload: &[u8]) -> Result<Metrics, ParseError> {
             id: wire.network_id.parse().ok()?,
             version: wire.network_version.clone(),
             name: wire.displayname.clone(),
+            kind: network_kind(wire.inst_type),
             is_active: wire.activated,
             links: wire.network.iter().map(|link| self::link(link, None)).collect(),
         })
@@ -88,9 +90,23 @@ fn node(wire: &wire::DeviceMetric) -> NodeMetrics {
         links: wire.network.iter().map(|link| self::link(link, None)).collect(),
         disks: wire.disk.iter().map(disk).collect(),
         uplinks: wire.zedcloud.iter().map(uplink).collect(),
+        flows: wire.flowlog.as_ref().map(flows).unwrap_or_default(),
+        acl_rules: wire.acl.as_ref().map_or(0, |acl| acl.total_rule_count),
         received_config: wire.last_received_config.as_ref().map(wall_time),
         processed_config: wire.last_processed_config.as_ref().map(wall_time),
     }
+}
+
+fn flows(wire: &wire::FlowlogMetric) -> FlowCounters {
+    let of = |counters: &Option<wire::FlowlogCounters>| {
+        let counters = counters.unwrap_or_default();
+        Delivery {
+            sent: counters.success,
+            dropped: counters.drops,
+            failed_attempts: counters.failed_attempts,
+        }
+    };
+    FlowCounters { messages: of(&wire.messages), flows: of(&wire.flows), lookups: of(&wire.dns_requests) }
 }
 
 /// Older nodes send seconds alone.
@@ -120,7 +136,9 @@ fn app(wire: &wire::AppMetric) -> Option<AppReport> {
 
 fn link(wire: &wire::NetworkMetric, app: Option<AppId>) -> LinkMetrics {
     LinkMetrics {
-        name: wire.i_name.clone(),
+        // Other nodes may leave out the Linux name.
+        name: if wire.local_name.is_empty() { wire.i_name.clone() } else { wire.local_name.clone() },
+        label: wire.i_name.clone(),
         app,
         rx_bytes: wire.rx_bytes,
         tx_bytes: wire.tx_bytes,
@@ -130,6 +148,9 @@ fn link(wire: &wire::NetworkMetric, app: Option<AppId>) -> LinkMetrics {
         tx_drops: wire.tx_drops,
         rx_errors: wire.rx_errors,
         tx_errors: wire.tx_errors,
-        acl_drops: wire.rx_acl_drops.saturating_add(wire.tx_acl_drops),
+        rx_acl_drops: wire.rx_acl_drops,
+        tx_acl_drops: wire.tx_acl_drops,
+        rx_rate_drops: wire.rx_acl_rate_limit_drops,
+        tx_rate_drops: wire.tx_acl_rate_limit_drops,
     }
 }

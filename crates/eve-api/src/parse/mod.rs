@@ -10,6 +10,7 @@ mod acl;
 mod app;
 mod bad;
 mod device;
+mod flow;
 mod info;
 mod metrics;
 mod network;
@@ -22,6 +23,7 @@ use prost::Message;
 use crate::wire::{Timestamp, config as wire};
 
 pub(crate) use device::SHARED_LABELS;
+pub use flow::flows;
 pub use info::info;
 pub use metrics::metrics;
 

@@ -15,6 +15,8 @@ use crate::wire::config as wire;
 
 /// Longest prefix that leaves room for a gateway and an app.
 const LONGEST_PREFIX: u8 = 30;
+/// What every link must carry, RFC 8200 §5; EVE takes no less either.
+const SMALLEST_MTU: u16 = 1280;
 /// Shortest prefix taken as one network; what is larger is a slip of the pen.
 const SHORTEST_PREFIX: u8 = 8;
 
@@ -87,8 +89,31 @@ pub(super) fn network_instance(wire: &wire::NetworkInstanceConfig) -> Read<Netwo
         name: wire.displayname.clone(),
         is_active: wire.activate,
         port: wire.port.as_ref().map(|port| port.name.clone()).unwrap_or_default(),
+        mtu: mtu(wire.mtu)?,
+        is_flow_logged: !wire.disable_flowlog,
         kind,
     })
+}
+
+/// 0: left to the node.
+fn mtu(value: u32) -> Read<u16> {
+    match u16::try_from(value) {
+        Ok(mtu) if mtu == 0 || mtu >= SMALLEST_MTU => Ok(mtu),
+        _ => Err(Bad::invalid("mtu", format!("{value} is not between {SMALLEST_MTU} and {}", u16::MAX))),
+    }
+}
+
+/// A destination that apps reach through the network. One behind another app, or bound to a port by its label, would
+/// need tables of routes of its own.
+fn route(wire: &wire::IpRoute, subnet: Prefix4) -> Read<Prefix4> {
+    if !wire.port.is_empty() || wire.probe.as_ref().is_some_and(|probe| probe.enable_gw_ping) {
+        return Err(Bad::unsupported("port", "a route bound to a port"));
+    }
+    let gateway = non_empty(&wire.gateway, |text| ipv4("gateway", text))?;
+    if gateway.is_some_and(|gateway| subnet.contains(gateway)) {
+        return Err(Bad::unsupported("gateway", "a route through an app"));
+    }
+    prefix4("destination_network", &wire.destination_network)
 }
 
 fn local(wire: &wire::NetworkInstanceConfig) -> Read<LocalNetwork> {
@@ -106,7 +131,23 @@ fn local(wire: &wire::NetworkInstanceConfig) -> Read<LocalNetwork> {
         }
         static_names.push((entry.host_name.clone(), ipv4_list("Address", &entry.address).map_err(at)?));
     }
-    Ok(LocalNetwork { subnet, gateway, dns, range, static_names })
+    let mut routes = Vec::new();
+    for (index, entry) in wire.static_routes.iter().enumerate() {
+        routes.push(route(entry, subnet).map_err(|bad| bad.at(format!("static_routes[{index}]")))?);
+    }
+    // Servers by name are not for DHCP; apps that want them know them.
+    let ntp = [&ip.ntp].into_iter().chain(&ip.more_ntp).filter_map(|text| text.parse().ok());
+    Ok(LocalNetwork {
+        subnet,
+        gateway,
+        dns,
+        range,
+        static_names,
+        domain: ip.domain.clone(),
+        ntp: ntp.collect(),
+        routes,
+        routes_uplinks: wire.propagate_connected_routes,
+    })
 }
 
 type LocalAddresses = (Prefix4, Ipv4Addr, (Ipv4Addr, Ipv4Addr), Vec<Ipv4Addr>);

@@ -125,6 +125,8 @@ fn network_instance(instance: &NetworkInstance) -> wire::NetworkInstanceConfig {
             name: instance.port.clone(),
             ..Default::default()
         }),
+        mtu: instance.mtu.into(),
+        disable_flowlog: !instance.is_flow_logged,
         ..Default::default()
     };
     match &instance.kind {
@@ -140,8 +142,17 @@ fn network_instance(instance: &NetworkInstance) -> wire::NetworkInstanceConfig {
                     start: local.range.0.to_string(),
                     end: local.range.1.to_string(),
                 }),
+                domain: local.domain.clone(),
+                ntp: local.ntp.first().map(ToString::to_string).unwrap_or_default(),
+                more_ntp: texts(local.ntp.get(1..).unwrap_or_default()),
                 ..Default::default()
             });
+            out.propagate_connected_routes = local.routes_uplinks;
+            out.static_routes = local
+                .routes
+                .iter()
+                .map(|to| wire::IpRoute { destination_network: to.to_string(), ..Default::default() })
+                .collect();
             out.dns = local
                 .static_names
                 .iter()

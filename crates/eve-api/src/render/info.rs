@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use model::id::{DeviceId, VolumeKey};
 use model::reason::{Fault, Severity};
 use model::report::{BlobStatus, DeviceStatus, Info, InfoMessage, PortStatus, SecurityModule};
-use model::status::{AppStatus, ContentTreeStatus, NetworkInstanceStatus, SwState, VolumeStatus};
+use model::status::{
+    AppStatus, ContentTreeStatus, NetworkInstanceStatus, NetworkKind, SwState, VolumeStatus,
+};
 use model::time::WallTime;
 use prost::Message;
 
@@ -120,6 +122,14 @@ fn app(status: &AppStatus, at: Option<WallTime>) -> wire::ZInfoApp {
     }
 }
 
+pub(super) fn instance_type(kind: NetworkKind) -> u32 {
+    use crate::wire::config::ZNetworkInstType;
+    match kind {
+        NetworkKind::Local => ZNetworkInstType::ZnetInstLocal as u32,
+        NetworkKind::Switch => ZNetworkInstType::ZnetInstSwitch as u32,
+    }
+}
+
 fn network_instance(status: &NetworkInstanceStatus, at: Option<WallTime>) -> wire::ZInfoNetworkInstance {
     let entity =
         |fault: &Fault| error(fault, at, Some((wire::Entity::NetworkInstance, status.id.to_string())));
@@ -131,17 +141,23 @@ fn network_instance(status: &NetworkInstanceStatus, at: Option<WallTime>) -> wir
     wire::ZInfoNetworkInstance {
         network_id: status.id.to_string(),
         network_version: status.version.clone(),
-        inst_type: crate::wire::config::ZNetworkInstType::ZnetInstLocal as u32,
+        inst_type: match status.kind {
+            Some(kind) => instance_type(kind),
+            None => 0,
+        },
         displayname: status.name.clone(),
         activated: status.is_active,
         ports: status.uplink.iter().cloned().collect(),
         bridge_name: status.bridge.clone(),
+        bridge_num: status.bridge.trim_start_matches(|c: char| !c.is_ascii_digit()).parse().unwrap_or(0),
+        bridge_ip_addr: status.gateway.map(|gateway| gateway.to_string()).unwrap_or_default(),
+        mtu: status.mtu.into(),
         ip_assignments: status
             .vifs
             .iter()
             .map(|vif| wire::ZmetIpAssignmentEntry {
                 mac_address: vif.mac.to_string(),
-                ip_address: vec![vif.address.to_string()],
+                ip_address: vif.address.iter().map(ToString::to_string).collect(),
             })
             .collect(),
         vifs: status

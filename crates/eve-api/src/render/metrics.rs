@@ -2,11 +2,12 @@
 //! Metrics. Counters are cumulative, so a lost message costs nothing. Memory and disks go out in MiB. Traffic of an
 //! app is told from the app's side, while our own counters are the node's: the two directions change places.
 
+use model::flow::{Delivery, FlowCounters};
 use model::observed::LinkMetrics;
 use model::report::{AppReport, Metrics, NodeMetrics};
 use prost::Message;
 
-use super::info::{MIB, device_id};
+use super::info::{MIB, device_id, instance_type};
 use super::timestamp;
 use crate::wire::metrics as wire;
 
@@ -17,10 +18,11 @@ pub fn metrics(metrics: &Metrics) -> Vec<u8> {
     let network = |report: &model::report::NetworkReport| wire::ZMetricNetworkInstance {
         network_id: report.id.to_string(),
         network_version: report.version.clone(),
-        inst_type: crate::wire::config::ZNetworkInstType::ZnetInstLocal as u32,
+        inst_type: report.kind.map_or(0, instance_type),
         displayname: report.name.clone(),
         activated: report.is_active,
         network: report.links.iter().map(link).collect(),
+        network_stats: report.links.first().map(network_stats),
         ..Default::default()
     };
     let volume = |report: &model::report::VolumeReport| wire::ZMetricVolume {
@@ -103,6 +105,8 @@ fn node(node: &NodeMetrics) -> wire::DeviceMetric {
             used_eve_mb: mib(node.services_used_bytes),
             ..Default::default()
         }),
+        acl: Some(wire::AclMetric { total_rule_count: node.acl_rules }),
+        flowlog: Some(flowlog(&node.flows)),
         last_received_config: node.received_config.map(timestamp),
         last_processed_config: node.processed_config.map(timestamp),
         ..Default::default()
@@ -131,9 +135,39 @@ fn app(report: &AppReport) -> wire::AppMetric {
     }
 }
 
+fn network_stats(link: &LinkMetrics) -> wire::ZMetricNetworkStats {
+    wire::ZMetricNetworkStats {
+        rx: Some(wire::NetworkStats {
+            total_packets: link.rx_packets,
+            errors: link.rx_errors,
+            drops: link.rx_drops,
+            total_bytes: link.rx_bytes,
+        }),
+        tx: Some(wire::NetworkStats {
+            total_packets: link.tx_packets,
+            errors: link.tx_errors,
+            drops: link.tx_drops,
+            total_bytes: link.tx_bytes,
+        }),
+    }
+}
+
+fn flowlog(counters: &FlowCounters) -> wire::FlowlogMetric {
+    let of = |delivery: Delivery| wire::FlowlogCounters {
+        success: delivery.sent,
+        drops: delivery.dropped,
+        failed_attempts: delivery.failed_attempts,
+    };
+    wire::FlowlogMetric {
+        messages: Some(of(counters.messages)),
+        flows: Some(of(counters.flows)),
+        dns_requests: Some(of(counters.lookups)),
+    }
+}
+
 fn link(link: &LinkMetrics) -> wire::NetworkMetric {
     wire::NetworkMetric {
-        i_name: link.name.clone(),
+        i_name: link.label.clone(),
         local_name: link.name.clone(),
         tx_bytes: link.tx_bytes,
         rx_bytes: link.rx_bytes,
@@ -143,7 +177,10 @@ fn link(link: &LinkMetrics) -> wire::NetworkMetric {
         rx_pkts: link.rx_packets,
         tx_errors: link.tx_errors,
         rx_errors: link.rx_errors,
-        rx_acl_drops: link.acl_drops,
+        tx_acl_drops: link.tx_acl_drops,
+        rx_acl_drops: link.rx_acl_drops,
+        tx_acl_rate_limit_drops: link.tx_rate_drops,
+        rx_acl_rate_limit_drops: link.rx_rate_drops,
         ..Default::default()
     }
 }

@@ -3,6 +3,7 @@
 //! far as the wire can carry it.
 
 mod config;
+mod flow;
 mod info;
 mod metrics;
 
@@ -11,6 +12,7 @@ use model::time::WallTime;
 use crate::wire::Timestamp;
 
 pub use config::{config_response, device_config};
+pub use flow::flows;
 pub use info::info;
 pub use metrics::metrics;
 pub(crate) use metrics::turned;

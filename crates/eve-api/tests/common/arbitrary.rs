@@ -4,6 +4,7 @@
 use std::net::Ipv4Addr;
 
 use model::config::*;
+use model::flow::*;
 use model::id::*;
 use model::net::{Mac, Prefix4};
 use model::observed::{AppMetrics, LinkMetrics, PortObserved};
@@ -64,14 +65,26 @@ fn addressing() -> impl Strategy<Value = PortAddressing> {
 
 fn local() -> impl Strategy<Value = NetworkInstanceKind> {
     let names = vec(("[a-z]{1,8}", vec(ip(), 0..3)), 0..3);
-    (ip(), 8u8..=29, vec(ip(), 0..3), names, any::<[prop::sample::Index; 3]>()).prop_map(
-        |(address, length, dns, static_names, picks)| {
+    let more = ("[a-z.]{0,9}", vec(ip(), 0..3), vec((ip(), 0u8..=32), 0..3), any::<bool>());
+    (ip(), 8u8..=29, vec(ip(), 0..3), names, any::<[prop::sample::Index; 3]>(), more).prop_map(
+        |(address, length, dns, static_names, picks, (domain, ntp, routes, routes_uplinks))| {
             let subnet = Prefix4 { address, length };
             let (first, last) = (subnet.network().to_bits() + 1, subnet.broadcast().to_bits() - 1);
             let [gateway, a, b] = picks.map(|pick| first + pick.index((last - first + 1) as usize) as u32);
             let range = (Ipv4Addr::from_bits(a.min(b)), Ipv4Addr::from_bits(a.max(b)));
             let gateway = Ipv4Addr::from_bits(gateway);
-            NetworkInstanceKind::Local(LocalNetwork { subnet, gateway, dns, range, static_names })
+            let routes = routes.into_iter().map(|(address, length)| Prefix4 { address, length }).collect();
+            NetworkInstanceKind::Local(LocalNetwork {
+                subnet,
+                gateway,
+                dns,
+                range,
+                static_names,
+                domain,
+                ntp,
+                routes,
+                routes_uplinks,
+            })
         },
     )
 }
@@ -275,6 +288,8 @@ pub fn config() -> impl Strategy<Value = DeviceConfig> {
                     (1, _) => "uplink".into(),
                     _ => String::new(),
                 },
+                mtu: if n == 1 { 1400 } else { 0 },
+                is_flow_logged: n == 0,
                 kind,
             })
             .collect();
@@ -405,24 +420,33 @@ fn app_status() -> impl Strategy<Value = AppStatus> {
         })
 }
 
+fn network_kind() -> impl Strategy<Value = Option<NetworkKind>> {
+    select(vec![None, Some(NetworkKind::Local), Some(NetworkKind::Switch)])
+}
+
 fn network_status() -> impl Strategy<Value = NetworkInstanceStatus> {
-    let vifs = btree_map(any::<[u8; 6]>(), (id(), text(), ip()), 0..3).prop_map(|vifs| {
+    let vifs = btree_map(any::<[u8; 6]>(), (id(), text(), option::of(ip())), 0..3).prop_map(|vifs| {
         let vif =
             |(mac, (app, vif, address))| NetworkVifStatus { app: AppId(app), vif, mac: Mac(mac), address };
         vifs.into_iter().map(vif).collect::<Vec<_>>()
     });
-    (id(), text(), text(), any::<bool>(), text(), option::of(text()), vifs, vec(fault(), 0..3)).prop_map(
-        |(id, version, name, is_active, bridge, uplink, vifs, faults)| NetworkInstanceStatus {
-            id: NetworkInstanceId(id),
-            version,
-            name,
-            is_active,
-            bridge,
-            uplink,
-            vifs,
-            faults,
-        },
-    )
+    let facts = (network_kind(), option::of(ip()), any::<u16>());
+    (id(), text(), text(), any::<bool>(), text(), option::of(text()), vifs, vec(fault(), 0..3), facts)
+        .prop_map(|(id, version, name, is_active, bridge, uplink, vifs, faults, (kind, gateway, mtu))| {
+            NetworkInstanceStatus {
+                id: NetworkInstanceId(id),
+                version,
+                name,
+                is_active,
+                kind,
+                bridge,
+                gateway,
+                mtu,
+                uplink,
+                vifs,
+                faults,
+            }
+        })
 }
 
 fn volume_status() -> impl Strategy<Value = VolumeStatus> {
@@ -586,8 +610,9 @@ pub fn info() -> impl Strategy<Value = InfoMessage> {
 }
 
 fn link(app: Option<AppId>) -> impl Strategy<Value = LinkMetrics> {
-    (text(), any::<[u64; 9]>()).prop_map(move |(name, n)| LinkMetrics {
+    ("[a-z0-9]{1,9}", text(), any::<[u64; 12]>()).prop_map(move |(name, label, n)| LinkMetrics {
         name,
+        label,
         app,
         rx_bytes: n[0],
         tx_bytes: n[1],
@@ -597,7 +622,10 @@ fn link(app: Option<AppId>) -> impl Strategy<Value = LinkMetrics> {
         tx_drops: n[5],
         rx_errors: n[6],
         tx_errors: n[7],
-        acl_drops: n[8],
+        rx_acl_drops: n[8],
+        tx_acl_drops: n[9],
+        rx_rate_drops: n[10],
+        tx_rate_drops: n[11],
     })
 }
 
@@ -639,8 +667,16 @@ fn node_metrics() -> impl Strategy<Value = NodeMetrics> {
         });
     let memory = (mib(), mib(), mib(), mib());
     let times = (option::of(time()), option::of(time()), option::of(time()));
-    (1u64.., memory, vec(link(None), 0..3), vec(disk, 0..3), vec(uplink, 0..3), times).prop_map(
-        |(cpu_ns, memory, links, disks, uplinks, times)| NodeMetrics {
+    let delivery = || {
+        any::<[u64; 3]>().prop_map(|[sent, dropped, failed_attempts]| Delivery {
+            sent,
+            dropped,
+            failed_attempts,
+        })
+    };
+    let flows = (delivery(), delivery(), delivery(), any::<u64>());
+    (1u64.., memory, vec(link(None), 0..3), vec(disk, 0..3), vec(uplink, 0..3), times, flows).prop_map(
+        |(cpu_ns, memory, links, disks, uplinks, times, (messages, flows, lookups, acl_rules))| NodeMetrics {
             cpu_ns,
             booted_at: times.0,
             memory_total_bytes: memory.0,
@@ -650,6 +686,8 @@ fn node_metrics() -> impl Strategy<Value = NodeMetrics> {
             links,
             disks,
             uplinks,
+            flows: FlowCounters { messages, flows, lookups },
+            acl_rules,
             received_config: times.1,
             processed_config: times.2,
         },
@@ -657,11 +695,12 @@ fn node_metrics() -> impl Strategy<Value = NodeMetrics> {
 }
 
 pub fn metrics() -> impl Strategy<Value = Metrics> {
-    let network = (id(), text(), text(), any::<bool>(), vec(link(None), 0..3)).prop_map(
-        |(id, version, name, is_active, links)| NetworkReport {
+    let network = (id(), text(), text(), any::<bool>(), vec(link(None), 0..3), network_kind()).prop_map(
+        |(id, version, name, is_active, links, kind)| NetworkReport {
             id: NetworkInstanceId(id),
             version,
             name,
+            kind,
             is_active,
             links,
         },
@@ -692,4 +731,45 @@ pub fn metrics() -> impl Strategy<Value = Metrics> {
             processes,
         },
     )
+}
+
+pub fn flow_report() -> impl Strategy<Value = FlowReport> {
+    let ends = (ip(), any::<u16>(), ip(), any::<u16>());
+    let rule = (
+        any::<bool>(),
+        any::<i32>(),
+        select(vec![FlowAction::Unknown, FlowAction::Dropped, FlowAction::Accepted]),
+    );
+    let times = (option::of(time()), option::of(time()));
+    let flow = (ends, any::<u8>(), rule, times, any::<[u32; 4]>()).prop_map(
+        |((local, local_port, remote, remote_port), protocol, (is_inbound, acl_id, action), times, n)| Flow {
+            local,
+            local_port,
+            remote,
+            remote_port,
+            protocol,
+            is_inbound,
+            acl_id,
+            action,
+            started: times.0,
+            ended: times.1,
+            tx_bytes: n[0].into(),
+            tx_packets: n[1].into(),
+            rx_bytes: n[2].into(),
+            rx_packets: n[3].into(),
+        },
+    );
+    let lookup = (text(), vec(ip(), 0..3), option::of(time())).prop_map(|(name, addresses, at)| Lookup {
+        name,
+        addresses,
+        at,
+    });
+    let scope = (id(), text(), text(), id()).prop_map(|(app, interface, host_name, network)| FlowScope {
+        app: AppId(app),
+        interface,
+        host_name,
+        network: NetworkInstanceId(network),
+    });
+    (option::of(id().prop_map(DeviceId)), scope, vec(flow, 0..4), vec(lookup, 0..4))
+        .prop_map(|(device, scope, flows, lookups)| FlowReport { device, scope, flows, lookups })
 }

@@ -69,6 +69,15 @@ pub enum Ask {
     TakenLogs {
         batch: u64,
     },
+    /// The same for what apps talked to.
+    ReadFlows,
+    PostFlows {
+        device: DeviceId,
+        batch: u64,
+    },
+    TakenFlows {
+        batch: u64,
+    },
 }
 
 /// Requests of one lane follow each other; lanes do not wait for one another.
@@ -92,7 +101,12 @@ impl Ask {
             | Ask::Quote { .. }
             | Ask::Info { .. }
             | Ask::Metrics { .. } => Lane::Dialogue,
-            Ask::ReadLogs | Ask::PostLogs { .. } | Ask::TakenLogs { .. } => Lane::Logs,
+            Ask::ReadLogs
+            | Ask::PostLogs { .. }
+            | Ask::TakenLogs { .. }
+            | Ask::ReadFlows
+            | Ask::PostFlows { .. }
+            | Ask::TakenFlows { .. } => Lane::Logs,
         }
     }
 }
@@ -188,7 +202,12 @@ pub fn message(ask: &Ask, identity: &NodeIdentity) -> Option<Message> {
         Ask::Quote { device, quote, version } => attest(device, quote_request(quote.as_ref(), version)),
         Ask::Info { device, payload, .. } => device_call(device, DeviceCall::Info, payload.clone()),
         Ask::Metrics { device, payload } => device_call(device, DeviceCall::Metrics, payload.clone()),
-        Ask::ReadLogs | Ask::PostLogs { .. } | Ask::TakenLogs { .. } => return None,
+        Ask::ReadLogs
+        | Ask::PostLogs { .. }
+        | Ask::TakenLogs { .. }
+        | Ask::ReadFlows
+        | Ask::PostFlows { .. }
+        | Ask::TakenFlows { .. } => return None,
     })
 }
 

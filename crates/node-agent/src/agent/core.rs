@@ -4,7 +4,7 @@
 //! ```text
 //!  Certs ──▶ Onboard ──▶ Attest ──▶ Polling ──▶ config: verify, judge, seal, save, publish
 //!                 └────▶ Reports ──▶ Queue ──▶ info          └─▶ intervals, epoch, certificate hash
-//!                 └────▶ Logs
+//!                 └────▶ Logs, and flows as another of its kind
 //! ```
 //!
 //! What comes of certificates and configs is in [`config`]. Everything that blocks or is seen outside goes through [`Effects`]; results come back by [`Core::done`]. The saved
@@ -36,7 +36,7 @@ use reconcile::{Chance, Machine, Outbox, earliest};
 
 use super::ask::{self, Ask, HttpReply};
 use super::disk::{Disk, SavedConfig, SavedInfo};
-use super::http::Done;
+use super::http::{Done, Flows};
 use super::reports::{self, Own};
 use super::world::World;
 
@@ -113,6 +113,10 @@ pub struct Core {
     reports: Reports,
     queue: Queue,
     logs: Logs,
+    /// Flow reports travel as batches of logs do.
+    flows: Logs,
+    /// Under way.
+    flow_batch: Option<Flows>,
 }
 
 impl Core {
@@ -149,6 +153,8 @@ impl Core {
             reports: Reports::new(Chance::new(chance.next_u64())),
             queue: Queue::default(),
             logs: Logs::default(),
+            flows: Logs::default(),
+            flow_batch: None,
             identity,
             disk,
         }
@@ -208,6 +214,11 @@ impl Core {
     pub fn done(&mut self, now: Now, done: Done, fx: &mut dyn Effects) {
         match done {
             Done::Logs { batch } => self.logs(now, logs::Input::Read { batch }, fx),
+            Done::Flows { batch, lost } => {
+                self.own.flows.lost = lost.unwrap_or(self.own.flows.lost);
+                self.flow_batch = batch;
+                self.flows(now, logs::Input::Read { batch: batch.map(|read| read.batch) }, fx);
+            }
             Done::Http { ask, reply, why } => {
                 if reply.is_none() {
                     fx.log(LogSeverity::Debug, format!("no answer to {}: {why}", name(&ask)));
@@ -241,6 +252,9 @@ impl Core {
         let mut outbox = Outbox::new();
         self.logs.wake(now, &mut outbox);
         self.do_logs(outbox, fx);
+        let mut outbox = Outbox::new();
+        self.flows.wake(now, &mut outbox);
+        self.do_flows(outbox, fx);
         self.compare_device(now, DEVICE_CHANGED, fx);
     }
 
@@ -255,6 +269,7 @@ impl Core {
             self.reports.deadline(),
             self.queue.deadline(),
             self.logs.deadline(),
+            self.flows.deadline(),
         ])
     }
 
@@ -342,7 +357,13 @@ impl Core {
                 self.count(now, &outcome, fx);
                 self.logs(now, logs::Input::Posted(outcome), fx);
             }
-            Ask::ReadLogs | Ask::TakenLogs { .. } => {}
+            Ask::PostFlows { .. } => {
+                let outcome = ask::read_status(reply);
+                self.count(now, &outcome, fx);
+                self.own.flows.count(self.flow_batch, outcome == Outcome::Good(()));
+                self.flows(now, logs::Input::Posted(outcome), fx);
+            }
+            Ask::ReadLogs | Ask::TakenLogs { .. } | Ask::ReadFlows | Ask::TakenFlows { .. } => {}
         }
     }
 
@@ -400,6 +421,7 @@ impl Core {
         self.queue(now, upload::Input::Start, fx);
         self.reports(now, report::Input::Start, fx);
         self.logs(now, logs::Input::Start, fx);
+        self.flows(now, logs::Input::Start, fx);
     }
 
     fn publish_observed(&mut self, now: Now, fx: &mut dyn Effects) {
@@ -609,6 +631,25 @@ impl Core {
         }
     }
 
+    fn flows(&mut self, now: Now, input: logs::Input, fx: &mut dyn Effects) {
+        let mut outbox = Outbox::new();
+        self.flows.handle(now, input, &mut outbox);
+        self.do_flows(outbox, fx);
+    }
+
+    fn do_flows(&mut self, mut outbox: Outbox<logs::Output>, fx: &mut dyn Effects) {
+        while let Some(order) = outbox.pop() {
+            match order {
+                logs::Output::Read => self.send(Ask::ReadFlows, fx),
+                logs::Output::Post { batch } => {
+                    let Some(device) = self.device() else { return };
+                    self.send(Ask::PostFlows { device, batch }, fx);
+                }
+                logs::Output::Taken { batch } => self.send(Ask::TakenFlows { batch }, fx),
+            }
+        }
+    }
+
     fn version(&self) -> String {
         self.world.node.as_ref().map_or_else(|| env!("CARGO_PKG_VERSION").into(), |node| node.version.clone())
     }
@@ -635,6 +676,7 @@ fn name(ask: &Ask) -> &'static str {
         Ask::Info { .. } => "info",
         Ask::Metrics { .. } => "metrics",
         Ask::ReadLogs | Ask::PostLogs { .. } | Ask::TakenLogs { .. } => "newlogs",
+        Ask::ReadFlows | Ask::PostFlows { .. } | Ask::TakenFlows { .. } => "flowlog",
     }
 }
 

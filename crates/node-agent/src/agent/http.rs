@@ -14,7 +14,8 @@ use eve_api::certs::{CertError, der_hash, first_der, parse_pem};
 use eve_api::envelope::{Sign, seal_device, seal_register};
 use eve_api::newlogs::{self, DeviceComment, LogHeader};
 use eve_api::paths::{HEADER_REQUEST_ID, MAX_RESPONSE_BYTES, MIME_PROTO};
-use ipc::calls::{LogReply, LogRequest, NodeIdentity, VaultReply, VaultRequest};
+use ipc::calls::{LogReply, LogRequest, NetReply, NetRequest, NodeIdentity, VaultReply, VaultRequest};
+use model::flow::{FlowCounters, FlowReport};
 use model::id::DeviceId;
 use model::log::{LogEntry, LogSeverity};
 use model::reason::{Fault, Reason};
@@ -46,6 +47,7 @@ const PACKED_LIMIT: usize = 64_000;
 pub trait Services: Send + Sync {
     fn vault(&self, request: VaultRequest) -> Result<VaultReply, Fault>;
     fn log(&self, request: LogRequest) -> Option<LogReply>;
+    fn net(&self, request: NetRequest) -> Option<NetReply>;
 }
 
 /// The result of an [`Ask`].
@@ -60,6 +62,19 @@ pub enum Done {
     Logs {
         batch: Option<u64>,
     },
+    /// `lost`: what nobody took in time, since net started.
+    Flows {
+        batch: Option<Flows>,
+        lost: Option<FlowCounters>,
+    },
+}
+
+/// A flow report that was read: its number, and how much is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flows {
+    pub batch: u64,
+    pub flows: u64,
+    pub lookups: u64,
 }
 
 /// The client cannot be made.
@@ -168,6 +183,14 @@ impl Client {
         let limited = response.body_mut().with_config().limit(MAX_RESPONSE_BYTES as u64);
         let untrusted_body = limited.read_to_vec().map_err(|error| error.to_string())?;
         Ok(HttpReply { status, untrusted_body })
+    }
+
+    fn post_flows(&self, device: DeviceId, report: &FlowReport) -> Result<HttpReply, String> {
+        use eve_api::paths::{DeviceCall, Endpoint};
+        let path = Endpoint::Device { device: &device.to_string(), call: DeviceCall::Flowlog }.to_string();
+        let report = FlowReport { device: Some(device), ..report.clone() };
+        let payload = eve_api::render::flows(&report);
+        self.send(Message { path, signer: Signer::Device, payload, headers: Vec::new() })
     }
 
     /// Uploads one batch, in as many files as it needs.
@@ -317,6 +340,7 @@ impl Lanes {
 
 fn work(client: &Client, asks: &Receiver<Ask>, post: &impl Fn(Done) -> bool) {
     let mut batch: Option<Batch> = None;
+    let mut flows: Option<(u64, FlowReport)> = None;
     for ask in asks {
         let result = match &ask {
             Ask::ReadLogs => {
@@ -336,6 +360,30 @@ fn work(client: &Client, asks: &Receiver<Ask>, post: &impl Fn(Done) -> bool) {
                     None => Err("log batch is gone".into()),
                 }
             }
+            Ask::ReadFlows => {
+                let (read, lost) = read_flows(&*client.services);
+                let count = |(batch, report): &(u64, FlowReport)| Flows {
+                    batch: *batch,
+                    flows: report.flows.len() as u64,
+                    lookups: report.lookups.len() as u64,
+                };
+                let done = Done::Flows { batch: read.as_ref().map(count), lost };
+                flows = read;
+                if !post(done) {
+                    return;
+                }
+                continue;
+            }
+            Ask::TakenFlows { batch } => {
+                client.services.net(NetRequest::FlowsTaken { batch: *batch });
+                continue;
+            }
+            Ask::PostFlows { device, batch: number } => {
+                match flows.as_ref().filter(|(batch, _)| batch == number) {
+                    Some((_, report)) => client.post_flows(*device, report),
+                    None => Err("flow report is gone".into()),
+                }
+            }
             _ => match message(&ask, &client.identity) {
                 Some(message) => client.send(message),
                 None => Err("not a request to the controller".into()),
@@ -348,6 +396,15 @@ fn work(client: &Client, asks: &Receiver<Ask>, post: &impl Fn(Done) -> bool) {
         if !post(Done::Http { ask, reply, why }) {
             return;
         }
+    }
+}
+
+type ReadFlows = (Option<(u64, FlowReport)>, Option<FlowCounters>);
+
+fn read_flows(services: &dyn Services) -> ReadFlows {
+    match services.net(NetRequest::NextFlows) {
+        Some(NetReply::Flows { batch, report, lost }) => (Some((batch, report)), Some(lost)),
+        Some(NetReply::Attached { .. } | NetReply::NoFlows | NetReply::Done) | None => (None, None),
     }
 }
 

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use model::config::DeviceConfig;
+use model::flow::{Delivery, FlowCounters};
 use model::id::{AppId, DeviceId, Digest};
 use model::observed::{LinkMetrics, PortObserved};
 use model::report::{
@@ -17,6 +18,7 @@ use node_core::attest::Phase;
 use node_core::report::Subject;
 use node_core::upload::Urgency;
 
+use super::http::Flows;
 use super::world::World;
 
 /// `BootReason` of a start nobody explained.
@@ -36,6 +38,7 @@ pub struct Own {
     pub serial: Option<String>,
     pub phase: Option<Phase>,
     pub requests: RequestCounts,
+    pub flows: FlowCounts,
     pub received_config: Option<WallTime>,
 }
 
@@ -47,6 +50,50 @@ pub struct RequestCounts {
     pub refused: u64,
     pub last_success: Option<WallTime>,
     pub last_failure: Option<WallTime>,
+}
+
+/// Flow reports so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FlowCounts {
+    posted: FlowCounters,
+    /// What nobody took in time, as net counts.
+    pub lost: FlowCounters,
+}
+
+impl FlowCounts {
+    /// A report was posted.
+    pub fn count(&mut self, report: Option<Flows>, is_taken: bool) {
+        let Some(Flows { flows, lookups, .. }) = report else { return };
+        let posted = &mut self.posted;
+        for (delivery, count) in
+            [(&mut posted.messages, 1), (&mut posted.flows, flows), (&mut posted.lookups, lookups)]
+        {
+            let place = if is_taken { &mut delivery.sent } else { &mut delivery.failed_attempts };
+            *place += count;
+        }
+    }
+
+    fn total(&self) -> FlowCounters {
+        let both = |posted: Delivery, lost: Delivery| Delivery { dropped: lost.dropped, ..posted };
+        FlowCounters {
+            messages: both(self.posted.messages, self.lost.messages),
+            flows: both(self.posted.flows, self.lost.flows),
+            lookups: both(self.posted.lookups, self.lost.lookups),
+        }
+    }
+}
+
+fn acl_rules(config: &DeviceConfig) -> u64 {
+    config.apps.iter().flat_map(|app| &app.interfaces).map(|interface| interface.acl.len() as u64).sum()
+}
+
+/// Counters of ports, under the labels of the config.
+fn port_links(ports: &[PortStatus], world: &World) -> Vec<LinkMetrics> {
+    let link = |port: &PortStatus| {
+        let link = world.links.get(&port.observed.name)?.clone();
+        Some(LinkMetrics { label: port.label.clone(), ..link })
+    };
+    ports.iter().filter_map(link).collect()
 }
 
 /// Key and urgency of a subject's message in the queue.
@@ -238,7 +285,9 @@ pub fn metrics(now: Now, own: &Own, config: Option<&DeviceConfig>, world: &World
             memory_used_bytes: services_used_bytes + apps_used_bytes,
             services_used_bytes,
             apps_allotted_bytes: world.app_metrics.values().map(|app| app.memory_limit_bytes).sum(),
-            links: world.links.values().filter(|link| link.app.is_none()).cloned().collect(),
+            links: port_links(&uplinks, world),
+            flows: own.flows.total(),
+            acl_rules: config.map_or(0, acl_rules),
             disks: world
                 .storage
                 .values()
@@ -281,7 +330,12 @@ pub fn metrics(now: Now, own: &Own, config: Option<&DeviceConfig>, world: &World
                 version: network.version.clone(),
                 name: network.name.clone(),
                 is_active: network.is_active,
-                links: world.links.values().filter(|link| link.name == network.bridge).cloned().collect(),
+                kind: network.kind,
+                links: [&network.bridge]
+                    .into_iter()
+                    .chain(network.vifs.iter().map(|vif| &vif.vif))
+                    .filter_map(|name| world.links.get(name).cloned())
+                    .collect(),
             })
             .collect(),
         volumes: world

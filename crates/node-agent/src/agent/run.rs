@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipc::calls::{self, LogReply, LogRequest, VaultReply, VaultRequest};
+use ipc::calls::{self, LogReply, LogRequest, NetReply, NetRequest, VaultReply, VaultRequest};
 use ipc::topics;
 use model::config::DeviceConfig;
 use model::log::LogSeverity;
@@ -22,6 +22,7 @@ use crate::resolve::Dns;
 /// The vault answers in milliseconds; it may be restarted meanwhile.
 const VAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const LOG_TIMEOUT: Duration = Duration::from_secs(10);
+const NET_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before the vault is asked again for the identity, without which there is nothing to do.
 const IDENTITY_PAUSE_MS: u64 = 1_000;
 
@@ -37,6 +38,7 @@ pub enum RunError {
 struct Others {
     vault: Caller<calls::Vault>,
     log: Caller<calls::Log>,
+    net: Caller<calls::Net>,
 }
 
 impl Services for Others {
@@ -49,6 +51,10 @@ impl Services for Others {
 
     fn log(&self, request: LogRequest) -> Option<LogReply> {
         self.log.call(&request, &[], LOG_TIMEOUT).ok().map(|(reply, _)| reply)
+    }
+
+    fn net(&self, request: NetRequest) -> Option<NetReply> {
+        self.net.call(&request, &[], NET_TIMEOUT).ok()?.0.ok()
     }
 }
 
@@ -79,7 +85,7 @@ impl Effects for Process<'_> {
 /// The whole process.
 pub fn run(mut service: Service<Done>) -> Result<(), RunError> {
     subscribe(&mut service);
-    let others = Arc::new(Others { vault: service.caller(), log: service.caller() });
+    let others = Arc::new(Others { vault: service.caller(), log: service.caller(), net: service.caller() });
     let Some(identity) = identity(&mut service, &others) else { return Ok(()) };
     let dir = service.dirs().state.clone().ok_or(RunError::NoState)?;
     let dns = Dns::default();

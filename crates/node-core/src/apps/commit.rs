@@ -289,7 +289,7 @@ impl Target {
         let mut dns: Vec<Ipv4Addr> = vifs
             .vifs
             .iter()
-            .filter_map(|vif| Some(desired.networks.get(&vif.network)?.local.gateway))
+            .filter_map(|vif| Some(desired.networks.get(&vif.network)?.local()?.gateway))
             .collect();
         dns.dedup();
         let spec = AppDesired {

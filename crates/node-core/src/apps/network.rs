@@ -8,8 +8,8 @@ use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
 use model::config::{
-    AclAction, AclProtocol, AppInstance, AppInterface, DeviceConfig, NetworkInstance, NetworkInstanceKind,
-    SystemAdapter,
+    AclAction, AclProtocol, AppInstance, AppInterface, DeviceConfig, LocalNetwork, NetworkInstance,
+    NetworkInstanceKind, SystemAdapter,
 };
 use model::desired::{NetworkDesired, VifDesired, VifsDesired};
 use model::id::AppId;
@@ -33,12 +33,6 @@ pub(super) fn plan_networks(
     faults: &mut Faults,
 ) {
     for instance in config.network_instances.iter().filter(|i| i.is_active) {
-        let NetworkInstanceKind::Local(local) = &instance.kind else {
-            let fault =
-                Fault::new(Reason::Unsupported, format!("network instance {} is a switch", instance.name));
-            faults.networks.entry(instance.id).or_default().push(fault);
-            continue;
-        };
         let uplinks = uplinks(config, observed, instance);
         if !instance.port.is_empty() && !uplinks.iter().any(|name| observed.ports.contains_key(name)) {
             let message = format!(
@@ -47,11 +41,19 @@ pub(super) fn plan_networks(
             );
             faults.networks.entry(instance.id).or_default().push(Fault::new(Reason::NetworkFailed, message));
         }
-        let overlap = desired.networks.values().find(|other| {
-            other.local.subnet.contains(local.subnet.network())
-                || local.subnet.contains(other.local.subnet.network())
+        let local = match &instance.kind {
+            NetworkInstanceKind::Local(local) => Some(local),
+            NetworkInstanceKind::Switch => None,
+        };
+        let overlaps = |a: &LocalNetwork, b: &LocalNetwork| {
+            a.subnet.contains(b.subnet.network()) || b.subnet.contains(a.subnet.network())
+        };
+        let overlap = local.and_then(|local| {
+            let other =
+                desired.networks.values().find(|other| other.local().is_some_and(|o| overlaps(o, local)));
+            Some((local, other?))
         });
-        if let Some(other) = overlap {
+        if let Some((local, other)) = overlap {
             let message = format!(
                 "subnet {} of network instance {} overlaps that of {}",
                 local.subnet, instance.name, other.name
@@ -69,7 +71,9 @@ pub(super) fn plan_networks(
                 id: instance.id,
                 name: instance.name.clone(),
                 number: memory.networks.get(&instance.id).copied().unwrap_or(0),
-                local: local.clone(),
+                kind: instance.kind.clone(),
+                mtu: instance.mtu,
+                is_flow_logged: instance.is_flow_logged,
                 uplinks,
             },
         );
@@ -143,7 +147,9 @@ fn lease(
     interface: &AppInterface,
     network: &NetworkDesired,
     memory: &mut Memory,
-) -> Result<Ipv4Addr, Fault> {
+) -> Result<Option<Ipv4Addr>, Fault> {
+    // Addresses of a switch are given outside; a fixed one is the operator's to choose.
+    let Some(local) = network.local() else { return Ok(interface.address) };
     let key = (interface.network, interface.name.clone());
     let taken: BTreeSet<Ipv4Addr> = memory
         .apps
@@ -152,7 +158,6 @@ fn lease(
         .filter(|(id, k, _)| (*id, *k) != (app.id, &key) && k.0 == interface.network)
         .map(|(_, _, address)| address)
         .collect();
-    let local = &network.local;
     let is_usable = |address: Ipv4Addr| {
         local.subnet.contains(address)
             && address != local.gateway
@@ -186,7 +191,7 @@ fn lease(
     };
     let entry: &mut AppMemory = memory.apps.entry(app.id).or_default();
     entry.leases.insert(key, address);
-    Ok(address)
+    Ok(Some(address))
 }
 
 fn free_address((first, last): (Ipv4Addr, Ipv4Addr), is_free: impl Fn(Ipv4Addr) -> bool) -> Option<Ipv4Addr> {

@@ -5,13 +5,18 @@ use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use model::config::{AppInstance, ContentTree, DeviceConfig, NetworkInstance, Volume, VolumeOrigin};
+use core::net::Ipv4Addr;
+
+use model::config::{
+    AppInstance, ContentTree, DeviceConfig, NetworkInstance, NetworkInstanceKind, Volume, VolumeOrigin,
+};
+use model::desired::VifDesired;
 use model::id::{AppId, ContentTreeId, NetworkInstanceId, VolumeKey};
 use model::observed::{AppObserved, ContentState, RunState};
 use model::reason::{Fault, Reason};
 use model::status::{
-    AppStatus, ConfigApplied, ConfigItemStatus, ContentTreeStatus, NetworkInstanceStatus, NetworkVifStatus,
-    SwState, VifStatus, VolumeStatus,
+    AppStatus, ConfigApplied, ConfigItemStatus, ContentTreeStatus, NetworkInstanceStatus, NetworkKind,
+    NetworkVifStatus, SwState, VifStatus, VolumeStatus,
 };
 
 use super::commit::is_wanted;
@@ -194,14 +199,23 @@ impl World<'_> {
     fn vifs(&self, app: AppId, seen: Option<&AppObserved>) -> Vec<VifStatus> {
         let runs = seen.is_some_and(|s| matches!(s.state, RunState::Running { .. }));
         let Some(vifs) = self.desired.vifs.get(&app) else { return Vec::new() };
-        let status = |vif: &model::desired::VifDesired| VifStatus {
+        let status = |vif: &VifDesired| VifStatus {
             name: vif.name.clone(),
             network: vif.network,
             mac: vif.mac,
-            address: Some(vif.address),
+            address: self.address(app, vif),
             is_up: runs,
         };
         vifs.vifs.iter().map(status).collect()
+    }
+
+    /// As ordered, or in a switch as it was seen.
+    fn address(&self, app: AppId, vif: &VifDesired) -> Option<Ipv4Addr> {
+        let seen = || {
+            let of_app = self.observed.vifs.get(&app)?;
+            of_app.vifs.iter().find(|seen| seen.host_name == vif.host_name)?.address
+        };
+        vif.address.or_else(seen)
     }
 
     fn content_progress(&self, id: ContentTreeId) -> (SwState, u8, u64) {
@@ -318,14 +332,21 @@ impl World<'_> {
                 app: app.app,
                 vif: vif.host_name.clone(),
                 mac: vif.mac,
-                address: vif.address,
+                address: self.address(app.app, vif),
             })
         });
+        let local = self.desired.networks.get(&id).and_then(|network| network.local());
         NetworkInstanceStatus {
             id,
             version: instance.version.clone(),
             name: instance.name.clone(),
             is_active: seen.is_some_and(|s| s.is_up),
+            kind: Some(match instance.kind {
+                NetworkInstanceKind::Local(_) => NetworkKind::Local,
+                NetworkInstanceKind::Switch => NetworkKind::Switch,
+            }),
+            gateway: local.map(|local| local.gateway),
+            mtu: seen.map_or(0, |seen| seen.mtu),
             bridge: seen.map(|s| s.bridge.clone()).unwrap_or_default(),
             uplink: seen.and_then(|s| s.uplink.clone()),
             vifs: vifs.collect(),

@@ -86,7 +86,13 @@ fn config(apps: &[AppInstance]) -> DeviceConfig {
         name: "local".into(),
         is_active: true,
         port: "uplink".into(),
+        mtu: 0,
+        is_flow_logged: false,
         kind: NetworkInstanceKind::Local(LocalNetwork {
+            domain: String::new(),
+            ntp: Vec::new(),
+            routes: Vec::new(),
+            routes_uplinks: false,
             subnet: "10.11.12.0/24".parse().unwrap(),
             gateway: "10.11.12.1".parse().unwrap(),
             dns: vec![],
@@ -253,7 +259,10 @@ impl World {
             .values()
             .map(|n| {
                 let bridge = alloc::format!("bn{}", n.number);
-                (n.id, NetworkObserved { id: n.id, bridge, is_up: true, uplink: None, fault: None })
+                (
+                    n.id,
+                    NetworkObserved { id: n.id, bridge, is_up: true, mtu: 1500, uplink: None, fault: None },
+                )
             })
             .collect();
         o.vifs = self

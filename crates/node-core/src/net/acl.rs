@@ -3,8 +3,9 @@
 //!
 //! Every interface has two chains. `out-<link>` judges what the app sends, `in-<link>` what it is sent. First match
 //! decides: allowed packets return to the caller, which may have another interface judge them too; what matches no rule
-//! is dropped and counted. Only packets in the direction of their flow's first one come here, so a rule taken away
-//! ends the flows it had allowed.
+//! is dropped and counted. Only packets in the direction of their flow's first one come here; each leaves the number of
+//! the rule that let it pass in its flow's mark, and an answer passes while that rule stands. So a rule taken away ends
+//! the flows it had allowed, both ways and at once.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
@@ -18,7 +19,8 @@ use model::desired::VifDesired;
 use model::net::Prefix4;
 use model::reason::{Fault, Reason};
 
-use super::rules::{ICMP, Is, Limit, LimitUnit, Match, Rule, TCP, UDP, Verdict};
+use super::marks::Numbers;
+use super::rules::{Effect, Half, ICMP, Is, Limit, LimitUnit, Match, Rule, TCP, UDP, Verdict, fnv64};
 
 /// Rules one interface may have; each is checked by each new packet.
 pub const MAX_RULES: usize = 256;
@@ -34,6 +36,10 @@ pub struct PortMap {
     pub app_port: u16,
 }
 
+/// A packet that is recorded for the flow log, at most so many: floods are dropped all the same.
+const SHOWN_PER_S: u64 = 10;
+const SHOWN_BURST: u32 = 20;
+
 /// What becomes of one interface's access rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct VifAcl {
@@ -44,26 +50,66 @@ pub(super) struct VifAcl {
     pub hosts: BTreeSet<String>,
 }
 
-/// Name of the counter of what the rules of this link dropped.
-pub fn drop_counter(link: &str) -> String {
-    format!("drops-{link}")
+/// Why packets of an interface were dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dropped {
+    /// No rule let them pass, or one forbade it.
+    Denied,
+    /// They were more than a rule's rate.
+    Rate,
+}
+
+/// Name of the counter of what the rules of this link dropped of what its app sent, or of what it was sent.
+pub fn drop_counter(link: &str, half: Half, dropped: Dropped) -> String {
+    let why = match dropped {
+        Dropped::Denied => "drops",
+        Dropped::Rate => "rate",
+    };
+    format!("{why}-{}-{link}", direction(half))
+}
+
+pub(super) const fn direction(half: Half) -> &'static str {
+    match half {
+        Half::Out => "out",
+        Half::In => "in",
+    }
+}
+
+/// The word under which a packet dropped by a rule is shown.
+pub(super) fn drop_word(link: &str, half: Half, id: i32) -> String {
+    format!("drop {link} {} {id}", direction(half))
+}
+
+/// Reads such a word.
+pub fn read_drop_word(word: &str) -> Option<(&str, Half, i32)> {
+    let mut words = word.split(' ');
+    let (first, link) = (words.next()?, words.next()?);
+    let half = match words.next()? {
+        "out" => Half::Out,
+        "in" => Half::In,
+        _ => return None,
+    };
+    (first == "drop").then_some((link, half, words.next()?.parse().ok()?))
 }
 
 /// Name of the set with the addresses a name resolved to in this network.
 pub fn host_set(network_number: u16, host: &str) -> String {
-    let hash = host
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
+    let hash = fnv64(host);
     format!("host-{network_number}-{hash:016x}")
+}
+
+/// What rules need to know of their network.
+pub(super) struct Place<'a> {
+    pub number: u16,
+    pub names: &'a BTreeMap<String, BTreeSet<Ipv4Addr>>,
+    pub is_switch: bool,
+    pub is_flow_logged: bool,
 }
 
 /// Reads the rules of one interface. `names` are those the node answers itself: they are known without a lookup, and
 /// follow at once when an app moves. Other names are learned from answers of servers.
-pub(super) fn vif_acl(
-    network_number: u16,
-    names: &BTreeMap<String, BTreeSet<Ipv4Addr>>,
-    vif: &VifDesired,
-) -> Result<VifAcl, Fault> {
+pub(super) fn vif_acl(network: &Place<'_>, vif: &VifDesired, numbers: &mut Numbers) -> Result<VifAcl, Fault> {
+    let (network_number, names) = (network.number, network.names);
     if vif.acl.len() > MAX_RULES {
         return Err(invalid(vif, &format!("has more than {MAX_RULES} access rules")));
     }
@@ -85,25 +131,56 @@ pub(super) fn vif_acl(
         if has_ports && !matches!(rule.matches.protocol, None | Some(AclProtocol::Tcp | AclProtocol::Udp)) {
             return Err(invalid(vif, &format!("access rule {} has ports of a protocol without", rule.id)));
         }
+        let is_host = matches!(rule.matches.remote, Some(AclRemote::Host(_)));
+        if network.is_switch && (is_host || matches!(rule.action, AclAction::PortMap { .. })) {
+            let text = format!(
+                "{} has access rule {} on a name or with a port map, which a switch cannot have",
+                vif.host_name, rule.id
+            );
+            return Err(Fault::new(Reason::Unsupported, text));
+        }
         if let AclAction::PortMap { app_port } = rule.action {
-            port_map(network_number, vif, rule, app_port, &mut acl)?;
+            let number = numbers.next(Half::In, vif, rule)?;
+            port_map(network_number, vif, rule, (app_port, number), &mut acl)?;
             continue;
         }
+        let is_out = rule.direction != AclDirection::Ingress;
+        let is_in = rule.direction != AclDirection::Egress;
+        let out_number = if is_out { numbers.next(Half::Out, vif, rule)? } else { 0 };
+        let in_number = if is_in { numbers.next(Half::In, vif, rule)? } else { 0 };
+        let ruling = |half, number| Ruling { vif, rule, half, number, is_shown: network.is_flow_logged };
         for matches in with_local_names(&rule.matches, names) {
             for protocol in protocols(&matches) {
-                if rule.direction != AclDirection::Ingress {
-                    push(&mut acl.out, outbound(network_number, &matches, protocol), vif, rule);
+                if is_out {
+                    let matches = outbound(network_number, &matches, protocol);
+                    ruling(Half::Out, out_number).push(&mut acl.out, matches);
                 }
-                if rule.direction != AclDirection::Egress {
-                    push(&mut acl.into, inbound(network_number, &matches, protocol), vif, rule);
+                if is_in {
+                    let matches = inbound(network_number, &matches, protocol);
+                    ruling(Half::In, in_number).push(&mut acl.into, matches);
                 }
             }
         }
     }
-    let counter = drop_counter(&vif.host_name);
-    acl.out.push(Rule::new([], Verdict::Drop).counted(&counter));
-    acl.into.push(Rule::new([], Verdict::Drop).counted(&counter));
+    let link = &vif.host_name;
+    for (half, chain) in [(Half::Out, &mut acl.out), (Half::In, &mut acl.into)] {
+        deny(chain, Vec::new(), link, half, network.is_flow_logged.then_some(NO_RULE));
+    }
     Ok(acl)
+}
+
+/// Id of what is dropped because no rule let it pass.
+const NO_RULE: i32 = 0;
+
+/// Drops, and where flows are logged shows some of what it drops.
+fn deny(chain: &mut Vec<Rule>, matches: Vec<Match>, link: &str, half: Half, shown: Option<i32>) {
+    if let Some(id) = shown {
+        let word = drop_word(link, half, id);
+        let rule = Rule::new(matches.clone(), Verdict::Continue).with(Effect::Show(word));
+        chain.push(rule.at_most(SHOWN_PER_S, LimitUnit::Second, SHOWN_BURST));
+    }
+    let counter = drop_counter(link, half, Dropped::Denied);
+    chain.push(Rule::new(matches, Verdict::Drop).counted(&counter));
 }
 
 /// The match as ordered, and for a name one more for each address it or a name below it has in this network.
@@ -123,17 +200,29 @@ fn with_local_names(matches: &AclMatch, names: &BTreeMap<String, BTreeSet<Ipv4Ad
     all
 }
 
-fn push(chain: &mut Vec<Rule>, matches: Vec<Match>, vif: &VifDesired, rule: &AclRule) {
-    let counter = drop_counter(&vif.host_name);
-    match rule.action {
-        AclAction::Allow => chain.push(Rule::new(matches, Verdict::Return)),
-        AclAction::Drop => chain.push(Rule::new(matches, Verdict::Drop).counted(&counter)),
-        AclAction::Limit { rate, per_s, burst } => {
-            let limit = limit(rate, per_s, burst);
-            chain.push(Rule { limit, ..Rule::new(matches.clone(), Verdict::Return) });
-            chain.push(Rule::new(matches, Verdict::Drop).counted(&counter));
+/// One access rule in one direction.
+struct Ruling<'a> {
+    vif: &'a VifDesired,
+    rule: &'a AclRule,
+    half: Half,
+    number: u16,
+    is_shown: bool,
+}
+
+impl Ruling<'_> {
+    fn push(&self, chain: &mut Vec<Rule>, matches: Vec<Match>) {
+        let (link, half) = (&self.vif.host_name, self.half);
+        let pass = |matches| Rule::new(matches, Verdict::Return).with(Effect::MarkFlow(half, self.number));
+        match self.rule.action {
+            AclAction::Allow => chain.push(pass(matches)),
+            AclAction::Drop => deny(chain, matches, link, half, self.is_shown.then_some(self.rule.id)),
+            AclAction::Limit { rate, per_s, burst } => {
+                chain.push(Rule { limit: limit(rate, per_s, burst), ..pass(matches.clone()) });
+                let counter = drop_counter(link, half, Dropped::Rate);
+                chain.push(Rule::new(matches, Verdict::Drop).counted(&counter));
+            }
+            AclAction::PortMap { .. } => {}
         }
-        AclAction::PortMap { .. } => {}
     }
 }
 
@@ -152,7 +241,7 @@ fn port_map(
     network_number: u16,
     vif: &VifDesired,
     rule: &AclRule,
-    app_port: u16,
+    (app_port, number): (u16, u16),
     acl: &mut VifAcl,
 ) -> Result<(), Fault> {
     let protocol = match rule.matches.protocol {
@@ -186,7 +275,7 @@ fn port_map(
     if let Some(range) = rule.matches.remote_port {
         matches.push(Match::SourcePort(range));
     }
-    acl.into.push(Rule::new(matches, Verdict::Return));
+    acl.into.push(Rule::new(matches, Verdict::Return).with(Effect::MarkFlow(Half::In, number)));
     Ok(())
 }
 

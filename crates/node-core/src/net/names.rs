@@ -7,9 +7,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
+use model::config::LocalNetwork;
 use model::desired::{NetworkDesired, VifsDesired};
 use model::id::NetworkInstanceId;
-use model::observed::PortObserved;
+use model::net::Prefix4;
 
 use super::acl::{canonical, host_set};
 use super::{Network, Placed};
@@ -22,10 +23,14 @@ pub const MAX_SERVERS: usize = 4;
 pub struct Zone {
     /// Where apps ask: the gateway.
     pub listen: Ipv4Addr,
+    /// Addresses whose names nobody else knows.
+    pub subnet: Prefix4,
     /// Lower case, without a final dot: app names, `name.<network>`, and the network's static names.
     pub names: BTreeMap<String, BTreeSet<Ipv4Addr>>,
     /// Asked in order for everything else.
     pub servers: Vec<Ipv4Addr>,
+    /// Lookups are recorded, by who asks: address to node's end of the interface.
+    pub recorded: BTreeMap<Ipv4Addr, String>,
     /// Names whose addresses access rules match, and the set that keeps them.
     pub learn: BTreeMap<String, String>,
 }
@@ -50,6 +55,17 @@ impl Zone {
         }
     }
 
+    /// The name of an address; `None`: it is not one of this network.
+    pub fn reverse(&self, address: Ipv4Addr) -> Option<Option<&str>> {
+        if !self.subnet.contains(address) {
+            return None;
+        }
+        let longest =
+            self.names.iter().filter(|(_, all)| all.contains(&address)).map(|(name, _)| name.as_str());
+        // The full name says more than its first label.
+        Some(longest.max_by_key(|name| name.len()))
+    }
+
     /// Sets that want to know what this name resolved to: its own, and those of its parents.
     pub fn learners(&self, name: &str) -> Vec<&str> {
         let parents = name.match_indices('.').map(|(dot, _)| &name[dot + 1..]);
@@ -60,32 +76,39 @@ impl Zone {
 /// Names of a network that need no server: its static ones, and those of all apps ordered into it.
 pub(super) fn local(network: &NetworkDesired, apps: &[VifsDesired]) -> BTreeMap<String, BTreeSet<Ipv4Addr>> {
     let mut names: BTreeMap<String, BTreeSet<Ipv4Addr>> = BTreeMap::new();
-    for (name, addresses) in &network.local.static_names {
+    let Some(local) = network.local() else { return names };
+    for (name, addresses) in &local.static_names {
         names.entry(canonical(name)).or_default().extend(addresses);
     }
-    let domain = canonical(&network.name);
     for app in apps {
         for vif in app.vifs.iter().filter(|vif| vif.network == network.id) {
-            let name = canonical(&app.name);
-            names.entry(format!("{name}.{domain}")).or_default().insert(vif.address);
-            names.entry(name).or_default().insert(vif.address);
+            for name in names_of_app(network, &app.name) {
+                names.entry(name).or_default().extend(vif.address);
+            }
         }
     }
     names
+}
+
+/// An app is known by its name alone, in its network's name and in its network's domain.
+fn names_of_app(network: &NetworkDesired, app: &str) -> Vec<String> {
+    let app = canonical(app);
+    let domains = [canonical(&network.name), canonical(network.local().map_or("", |local| &local.domain))];
+    let full = domains.iter().filter(|domain| !domain.is_empty()).map(|domain| format!("{app}.{domain}"));
+    full.chain([app.clone()]).collect()
 }
 
 pub(super) fn zones(
     networks: &BTreeMap<NetworkInstanceId, Network<'_>>,
     apps: &[&VifsDesired],
     placed: &BTreeMap<&str, Placed<'_>>,
-    ports: &[PortObserved],
 ) -> BTreeMap<String, Zone> {
     let mut zones = BTreeMap::new();
     for (id, network) in networks {
-        let domain = canonical(&network.desired.name);
+        let Some(local) = network.local() else { continue };
         let mut names: BTreeMap<String, BTreeSet<Ipv4Addr>> = BTreeMap::new();
-        let mut learn = BTreeMap::new();
-        for (name, addresses) in &network.desired.local.static_names {
+        let (mut learn, mut recorded) = (BTreeMap::new(), BTreeMap::new());
+        for (name, addresses) in &local.static_names {
             names.entry(canonical(name)).or_default().extend(addresses);
         }
         for app in apps {
@@ -93,31 +116,33 @@ pub(super) fn zones(
                 let Some(vif) = placed.get(vif.host_name.as_str()).filter(|p| p.desired == vif) else {
                     continue;
                 };
-                let name = canonical(&app.name);
-                names.entry(format!("{name}.{domain}")).or_default().insert(vif.desired.address);
-                names.entry(name).or_default().insert(vif.desired.address);
+                for name in names_of_app(network.desired, &app.name) {
+                    names.entry(name).or_default().extend(vif.desired.address);
+                }
+                if network.desired.is_flow_logged {
+                    recorded
+                        .extend(vif.desired.address.map(|address| (address, vif.desired.host_name.clone())));
+                }
                 for host in &vif.acl.hosts {
                     learn.insert(host.clone(), host_set(network.desired.number, host));
                 }
             }
         }
-        let servers = servers(network, ports);
-        let listen = network.desired.local.gateway;
-        zones.insert(network.bridge.clone(), Zone { listen, names, servers, learn });
+        let servers = servers(network, local);
+        let (listen, subnet) = (local.gateway, local.subnet);
+        zones.insert(network.bridge.clone(), Zone { listen, subnet, names, servers, recorded, learn });
     }
     zones
 }
 
 /// Those of the network's own config, else those of its uplinks in their order.
-fn servers(network: &Network<'_>, ports: &[PortObserved]) -> Vec<Ipv4Addr> {
+fn servers(network: &Network<'_>, local: &LocalNetwork) -> Vec<Ipv4Addr> {
     let mut servers = Vec::new();
-    let of_uplinks = network.desired.uplinks.iter().flat_map(|name| {
-        ports.iter().filter(move |port| port.name == *name).flat_map(|port| port.dns.iter().copied())
-    });
-    let of_config = network.desired.local.dns.iter().copied();
+    let of_uplinks = network.ports.iter().flat_map(|port| port.dns.iter().copied());
+    let of_config = local.dns.iter().copied();
     for server in of_config.chain(of_uplinks) {
         // Apps are often told the gateway as their server: asking ourselves would never end.
-        if server != network.desired.local.gateway && !servers.contains(&server) {
+        if server != local.gateway && !servers.contains(&server) {
             servers.push(server);
         }
     }

@@ -4,8 +4,8 @@
 use std::net::Ipv4Addr;
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::rdata::A;
-use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
+use hickory_proto::rr::rdata::{A, PTR};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use node_core::net::names::{Answer, Zone};
 
 /// Apps move: what we say of them is not kept long.
@@ -66,6 +66,11 @@ pub fn consider(zone: &Zone, untrusted_message: &[u8], transport: Transport) -> 
         return reply(&message, ResponseCode::FormErr, Vec::new(), transport);
     };
     let name = plain_name(query);
+    if query.query_type() == RecordType::PTR
+        && let Some(known) = reversed(&name).and_then(|address| zone.reverse(address))
+    {
+        return pointer(&message, query, known, transport);
+    }
     let is_address = matches!(query.query_type(), RecordType::A | RecordType::AAAA | RecordType::ANY);
     match zone.lookup(&name) {
         Answer::Here(addresses) => {
@@ -90,6 +95,29 @@ pub fn consider(zone: &Zone, untrusted_message: &[u8], transport: Transport) -> 
     }
 }
 
+/// The address a name below `in-addr.arpa` stands for, RFC 1035 §3.5.
+fn reversed(name: &str) -> Option<Ipv4Addr> {
+    let labels: Vec<&str> = name.strip_suffix(".in-addr.arpa")?.rsplit('.').collect();
+    if labels.len() != 4 { None } else { labels.join(".").parse().ok() }
+}
+
+/// Says the name of an address of this network: nobody else knows it, or that it has none.
+fn pointer(message: &Message, query: &Query, known: Option<&str>, transport: Transport) -> Todo {
+    let name = known.and_then(|name| Name::from_ascii(format!("{name}.")).ok());
+    let Some(name) = name else { return reply(message, ResponseCode::NXDomain, Vec::new(), transport) };
+    let record = Record::from_rdata(query.name().clone(), LOCAL_TTL_S, RData::PTR(PTR(name)));
+    reply(message, ResponseCode::NoError, vec![record], transport)
+}
+
+/// An answer for the app, and whether another server might know better.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    pub bytes: Vec<u8>,
+    pub resolved: Vec<Resolved>,
+    /// The server could not or would not answer.
+    pub is_failure: bool,
+}
+
 impl Question {
     /// The message under another number.
     pub fn numbered(&self, id: u16) -> Vec<u8> {
@@ -100,7 +128,7 @@ impl Question {
 
     /// Takes a server's message for this question sent as `sent_id`: the bytes for the app, and the addresses within.
     /// `None`: it is no answer to this question.
-    pub fn accept(&self, sent_id: u16, untrusted_message: &[u8]) -> Option<(Vec<u8>, Vec<Resolved>)> {
+    pub fn accept(&self, sent_id: u16, untrusted_message: &[u8]) -> Option<Accepted> {
         let message = Message::from_vec(untrusted_message).ok()?;
         let is_answer = message.id() == sent_id
             && message.message_type() == MessageType::Response
@@ -115,7 +143,8 @@ impl Question {
         });
         let mut bytes = untrusted_message.to_vec();
         bytes[..2].copy_from_slice(&self.id.to_be_bytes());
-        Some((bytes, resolved.collect()))
+        let is_failure = matches!(message.response_code(), ResponseCode::ServFail | ResponseCode::Refused);
+        Some(Accepted { bytes, resolved: resolved.collect(), is_failure })
     }
 
     /// What the app hears when no server answered.
@@ -156,6 +185,16 @@ fn reply(asked: &Message, code: ResponseCode, answers: Vec<Record>, transport: T
     message.truncate().to_vec().map_or(Todo::Ignore, Todo::Reply)
 }
 
+/// What a reply of ours says about which name.
+pub fn told(reply: &[u8]) -> Option<(String, Vec<Ipv4Addr>)> {
+    let message = Message::from_vec(reply).ok()?;
+    let addresses = message.answers().iter().filter_map(|record| match record.data() {
+        RData::A(A(address)) => Some(*address),
+        _ => None,
+    });
+    Some((plain_name(message.queries().first()?), addresses.collect()))
+}
+
 /// Says no to a message of which only the header can be read.
 fn refuse(untrusted_message: &[u8], code: ResponseCode) -> Todo {
     let Some(header) = untrusted_message.get(..HEADER_BYTES) else { return Todo::Ignore };
@@ -173,7 +212,6 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
     use std::str::FromStr;
 
-    use hickory_proto::rr::Name;
     use proptest::prelude::*;
 
     use super::*;
@@ -181,6 +219,8 @@ mod tests {
     fn zone() -> Zone {
         Zone {
             listen: Ipv4Addr::new(10, 1, 0, 1),
+            subnet: "10.1.0.0/24".parse().unwrap(),
+            recorded: BTreeMap::new(),
             names: BTreeMap::from([(
                 "web".to_string(),
                 BTreeSet::from([Ipv4Addr::new(10, 1, 0, 2), Ipv4Addr::new(10, 1, 0, 3)]),
@@ -216,6 +256,17 @@ mod tests {
     }
 
     #[test]
+    fn addresses_of_the_network_have_names_nobody_else_is_asked_for() {
+        let asked = |name: &str| consider(&zone(), &ask(name, RecordType::PTR), Transport::Udp);
+        let message = replied(asked("2.0.1.10.in-addr.arpa."));
+        assert_eq!(message.answers()[0].data().to_string(), "web.");
+        assert_eq!(replied(asked("9.0.1.10.in-addr.arpa.")).response_code(), ResponseCode::NXDomain);
+        for elsewhere in ["1.2.0.192.in-addr.arpa.", "x.0.1.10.in-addr.arpa.", "10.in-addr.arpa."] {
+            assert!(matches!(asked(elsewhere), Todo::Forward(_)), "{elsewhere}");
+        }
+    }
+
+    #[test]
     fn answers_must_fit_their_question() {
         let Todo::Forward(question) = consider(&zone(), &ask("a.Example.", RecordType::A), Transport::Udp)
         else {
@@ -234,7 +285,8 @@ mod tests {
             message.to_vec().unwrap()
         };
         let good = answer("a.example.", 7, MessageType::Response);
-        let (bytes, resolved) = question.accept(7, &good).unwrap();
+        let Accepted { bytes, resolved, is_failure } = question.accept(7, &good).unwrap();
+        assert!(!is_failure);
         assert_eq!(bytes[..2], [0x12, 0x34]);
         assert_eq!(resolved, [Resolved { address: Ipv4Addr::new(203, 0, 113, 1), ttl_s: 60 }]);
         assert_eq!(question.accept(8, &good), None);

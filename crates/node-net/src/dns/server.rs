@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,6 +33,8 @@ const MAX_DATAGRAM: usize = 4096;
 /// Told before an app hears it which addresses a name has that its access rules speak of.
 pub trait Learn: Send + Sync {
     fn learn(&self, set: &str, resolved: &[Resolved]);
+    /// Told what was asked through an interface whose lookups are recorded.
+    fn asked(&self, link: &str, name: &str, addresses: &[Ipv4Addr]);
 }
 
 /// Handle of the name server; its thread ends with it.
@@ -115,6 +117,8 @@ struct Pending {
     server: usize,
     socket: UdpSocket,
     until: Instant,
+    /// What a server said that could not answer, for when nobody can.
+    refusal: Option<Vec<u8>>,
 }
 
 fn serve(order: &Order, learn: &Arc<dyn Learn>) {
@@ -131,7 +135,7 @@ fn serve(order: &Order, learn: &Arc<dyn Learn>) {
             *lock(&order.faults) = faults;
         }
         for (bridge, network) in &live {
-            questions(bridge, network, &mut pending);
+            questions(bridge, network, learn.as_ref(), &mut pending);
             while let Ok((stream, _)) = network.tcp.accept() {
                 tcp::spawn(stream, network.zone.clone(), learn.clone(), &connections);
             }
@@ -187,12 +191,15 @@ fn listen(address: Ipv4Addr) -> io::Result<(UdpSocket, TcpListener)> {
     Ok((udp, tcp))
 }
 
-fn questions(bridge: &str, network: &Live, pending: &mut Vec<Pending>) {
+fn questions(bridge: &str, network: &Live, learn: &dyn Learn, pending: &mut Vec<Pending>) {
     let mut buffer = [0; MAX_DATAGRAM];
     for _ in 0..DATAGRAMS_PER_TURN {
         let Ok((length, from)) = network.udp.recv_from(&mut buffer) else { return };
         match consider(&network.zone, &buffer[..length], Transport::Udp) {
-            Todo::Reply(bytes) => drop(network.udp.send_to(&bytes, from)),
+            Todo::Reply(bytes) => {
+                record_local(&network.zone, from.ip(), &bytes, learn);
+                drop(network.udp.send_to(&bytes, from));
+            }
             Todo::Forward(question) => {
                 let of_network = pending.iter().filter(|one| one.bridge == bridge).count();
                 if pending.len() >= MAX_PENDING || of_network >= MAX_PENDING_PER_NETWORK {
@@ -209,6 +216,7 @@ fn questions(bridge: &str, network: &Live, pending: &mut Vec<Pending>) {
                         server,
                         socket,
                         until: Instant::now() + SERVER_TIMEOUT,
+                        refusal: None,
                     }),
                     None => {
                         let failure = question.failure(Transport::Udp).unwrap_or_default();
@@ -246,9 +254,13 @@ fn proceed(
     for _ in 0..DATAGRAMS_PER_TURN {
         match one.socket.recv(&mut buffer) {
             Ok(length) => {
-                if let Some((bytes, resolved)) = one.question.accept(one.id, &buffer[..length]) {
-                    tell(&one.zone, &one.question, &resolved, learn);
-                    let _ = network.udp.send_to(&bytes, one.from);
+                if let Some(answer) = one.question.accept(one.id, &buffer[..length]) {
+                    if answer.is_failure {
+                        one.refusal = Some(answer.bytes);
+                        break;
+                    }
+                    tell(&one.zone, &one.question, one.from.ip(), &answer.resolved, learn);
+                    let _ = network.udp.send_to(&answer.bytes, one.from);
                     return None;
                 }
             }
@@ -268,15 +280,36 @@ fn proceed(
             Some(one)
         }
         None => {
-            let failure = one.question.failure(Transport::Udp).unwrap_or_default();
+            let failure = one.refusal.or_else(|| one.question.failure(Transport::Udp)).unwrap_or_default();
+            record(&one.zone, one.from.ip(), &one.question.name, &[], learn);
             let _ = network.udp.send_to(&failure, one.from);
             None
         }
     }
 }
 
+/// For the flow log: who asked for what, and what it was told.
+fn record(zone: &Zone, from: IpAddr, name: &str, addresses: &[Ipv4Addr], learn: &dyn Learn) {
+    if let IpAddr::V4(from) = from
+        && let Some(link) = zone.recorded.get(&from)
+    {
+        learn.asked(link, name, addresses);
+    }
+}
+
+/// The same for a name that was answered here.
+pub(super) fn record_local(zone: &Zone, from: IpAddr, reply: &[u8], learn: &dyn Learn) {
+    if !zone.recorded.is_empty()
+        && let Some((name, addresses)) = super::answer::told(reply)
+    {
+        record(zone, from, &name, &addresses, learn);
+    }
+}
+
 /// Lets the access rules know before the app does.
-pub(super) fn tell(zone: &Zone, question: &Question, resolved: &[Resolved], learn: &dyn Learn) {
+pub(super) fn tell(zone: &Zone, question: &Question, from: IpAddr, resolved: &[Resolved], learn: &dyn Learn) {
+    let addresses: Vec<Ipv4Addr> = resolved.iter().map(|one| one.address).collect();
+    record(zone, from, &question.name, &addresses, learn);
     if !resolved.is_empty() {
         zone.learners(&question.name).into_iter().for_each(|set| learn.learn(set, resolved));
     }

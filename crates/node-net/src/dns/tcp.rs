@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use node_core::net::names::Zone;
 
-use super::answer::{Question, Resolved, Todo, Transport, consider};
-use super::server::{Learn, SERVER_TIMEOUT, random_id, tell};
+use super::answer::{Accepted, Question, Todo, Transport, consider};
+use super::server::{Learn, SERVER_TIMEOUT, random_id, record_local, tell};
 
 /// Connections at once, over all networks; more are closed.
 const MAX_CONNECTIONS: usize = 8;
@@ -42,19 +42,28 @@ fn converse(mut stream: TcpStream, zone: &Zone, learn: &dyn Learn) -> io::Result
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(IDLE))?;
     stream.set_write_timeout(Some(IDLE))?;
+    let from = stream.peer_addr()?.ip();
     for _ in 0..MAX_QUESTIONS {
         let untrusted_message = read(&mut stream)?;
         let reply = match consider(zone, &untrusted_message, Transport::Tcp) {
-            Todo::Reply(bytes) => bytes,
+            Todo::Reply(bytes) => {
+                record_local(zone, from, &bytes, learn);
+                bytes
+            }
             Todo::Forward(question) => {
-                let answer = zone.servers.iter().find_map(|server| ask(*server, &question).ok().flatten());
-                match answer {
-                    Some((bytes, resolved)) => {
-                        tell(zone, &question, &resolved, learn);
-                        bytes
+                let mut refusal = None;
+                let answer = zone.servers.iter().find_map(|server| {
+                    let answer = ask(*server, &question).ok().flatten()?;
+                    if answer.is_failure {
+                        refusal = Some(answer.bytes);
+                        return None;
                     }
-                    None => question.failure(Transport::Tcp).unwrap_or_default(),
-                }
+                    Some(answer)
+                });
+                let resolved = answer.as_ref().map(|answer| &answer.resolved[..]).unwrap_or_default();
+                tell(zone, &question, from, resolved, learn);
+                let refused = || refusal.or_else(|| question.failure(Transport::Tcp)).unwrap_or_default();
+                answer.map_or_else(refused, |answer| answer.bytes)
             }
             Todo::Ignore => return Ok(()),
         };
@@ -63,7 +72,7 @@ fn converse(mut stream: TcpStream, zone: &Zone, learn: &dyn Learn) -> io::Result
     Ok(())
 }
 
-fn ask(server: Ipv4Addr, question: &Question) -> io::Result<Option<(Vec<u8>, Vec<Resolved>)>> {
+fn ask(server: Ipv4Addr, question: &Question) -> io::Result<Option<Accepted>> {
     let mut stream = TcpStream::connect_timeout(&SocketAddr::from((server, PORT)), SERVER_TIMEOUT)?;
     stream.set_read_timeout(Some(SERVER_TIMEOUT))?;
     stream.set_write_timeout(Some(SERVER_TIMEOUT))?;

@@ -4,12 +4,16 @@
 //! Numbers are those of `linux/netfilter/nf_tables.h`. Sets without a name belong to the rule that looks into them and
 //! have to be sent before it; they are collected on the way.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use model::config::PortRange;
+use model::net::Mac;
 use model::net::Prefix4;
-use node_core::net::rules::{Dispatch, Family, Is, Limit, Match, Rule, Verdict};
+use node_core::net::dhcp::{CLIENT_PORT, SERVER_PORT};
+use node_core::net::rules::{
+    Dispatch, Effect, Family, Is, Limit, Match, Rule, SHOW_BYTES, SHOW_GROUP, UDP, Verdict,
+};
 
 use crate::netlink::Message;
 
@@ -27,6 +31,7 @@ const BASE_NETWORK: u32 = 1;
 const BASE_TRANSPORT: u32 = 2;
 
 const META_PROTOCOL: u32 = 1;
+const META_MARK: u32 = 3;
 const META_IIFNAME: u32 = 6;
 const META_OIFNAME: u32 = 7;
 const META_NFPROTO: u32 = 15;
@@ -35,6 +40,8 @@ const META_L4PROTO: u32 = 16;
 const CT_STATE: u32 = 0;
 const CT_DIRECTION: u32 = 1;
 const CT_STATUS: u32 = 2;
+const CT_MARK: u32 = 3;
+const CT_ZONE: u32 = 17;
 const CT_PROTO_DST: u32 = 12;
 const CT_DST_IP: u32 = 20;
 const ORIGINAL: u8 = 0;
@@ -52,6 +59,7 @@ const VERDICT_DROP: i32 = 0;
 const VERDICT_ACCEPT: i32 = 1;
 const VERDICT_JUMP: i32 = -3;
 const VERDICT_GOTO: i32 = -4;
+const VERDICT_CONTINUE: i32 = -1;
 const VERDICT_RETURN: i32 = -5;
 
 const OBJECT_COUNTER: u32 = 1;
@@ -61,6 +69,8 @@ const NAME_BYTES: usize = 16;
 
 /// Types of a set's key, as nft prints them.
 pub(super) const KEY_IPV4: (u32, u32) = (7, 4);
+pub(super) const KEY_MAC: (u32, u32) = (9, 6);
+pub(super) const KEY_MARK: (u32, u32) = (19, 4);
 pub(super) const KEY_LINK: (u32, u32) = (41, NAME_BYTES as u32);
 
 /// A set that belongs to one rule.
@@ -87,6 +97,8 @@ pub(super) struct Encoder<'a> {
     pub sets: &'a mut Vec<AnonymousSet>,
     /// Number of the next set of the batch.
     pub next_set: &'a mut u32,
+    /// Kernel's numbers of links that rules send frames to.
+    pub links: &'a BTreeMap<String, u32>,
     /// The rule has made sure that the packet is IPv4.
     is_ipv4: bool,
 }
@@ -97,8 +109,9 @@ impl<'a> Encoder<'a> {
         family: Family,
         sets: &'a mut Vec<AnonymousSet>,
         next_set: &'a mut u32,
+        links: &'a BTreeMap<String, u32>,
     ) -> Encoder<'a> {
-        Encoder { out, family, sets, next_set, is_ipv4: false }
+        Encoder { out, family, sets, next_set, links, is_ipv4: false }
     }
 
     pub(super) fn rule(&mut self, rule: &Rule) {
@@ -108,12 +121,56 @@ impl<'a> Encoder<'a> {
         if let Some(limit) = rule.limit {
             self.limit(limit);
         }
+        for effect in &rule.effects {
+            self.effect(effect);
+        }
         if let Some(counter) = &rule.counter {
             self.expr("objref", |data| {
                 data.be32(1, OBJECT_COUNTER).text(2, counter);
             });
         }
         self.verdict(&rule.verdict);
+    }
+
+    fn effect(&mut self, effect: &Effect) {
+        match effect {
+            Effect::MarkFlow(half, number) => {
+                self.ct(CT_MARK, None);
+                self.bitwise(&(!half.mask()).to_ne_bytes(), &half.place(*number).to_ne_bytes());
+                self.ct_set(CT_MARK);
+            }
+            Effect::MarkPacket(mark) => {
+                self.immediate(REG_1, &mark.to_ne_bytes());
+                self.expr("meta", |data| {
+                    data.be32(2, META_MARK).be32(3, REG_1);
+                });
+            }
+            Effect::Zone(zone) => {
+                self.immediate(REG_1, &zone.to_ne_bytes());
+                self.ct_set(CT_ZONE);
+            }
+            Effect::Show(word) => self.expr("log", |data| {
+                data.attr(1, &SHOW_GROUP.to_be_bytes()).text(2, word).be32(3, SHOW_BYTES);
+            }),
+            Effect::Copy(link) => {
+                self.link_number(link);
+                self.expr("dup", |data| {
+                    data.be32(2, REG_1);
+                });
+            }
+        }
+    }
+
+    fn link_number(&mut self, link: &str) {
+        // Without such a link the number is none, and the kernel drops what is sent there.
+        let number = self.links.get(link).copied().unwrap_or(0);
+        self.immediate(REG_1, &number.to_ne_bytes());
+    }
+
+    fn ct_set(&mut self, key: u32) {
+        self.expr("ct", |data| {
+            data.be32(2, key).be32(4, REG_1);
+        });
     }
 
     fn condition(&mut self, condition: &Match) {
@@ -180,19 +237,82 @@ impl<'a> Encoder<'a> {
             }
             Match::PortMapped(Is::So) => self.flow_bits(CT_STATUS, STATUS_DNAT, CMP_NEQ),
             Match::PortMapped(Is::Not) => self.flow_bits(CT_STATUS, STATUS_DNAT, CMP_EQ),
+            Match::FlowMark(half, numbers) => {
+                self.ct(CT_MARK, None);
+                self.mask(&half.mask().to_ne_bytes());
+                let keys = numbers.iter().map(|number| half.place(*number).to_ne_bytes().to_vec());
+                self.among(Is::So, KEY_MARK, keys.collect());
+            }
+            Match::FlowMarked(is) => {
+                self.ct(CT_MARK, None);
+                self.cmp(if *is == Is::So { CMP_NEQ } else { CMP_EQ }, &[0; 4]);
+            }
+            Match::PacketMark(is, mark) => {
+                self.meta(META_MARK);
+                self.cmp(equal(*is), &mark.to_ne_bytes());
+            }
             Match::FrameSource(is, mac) => {
                 self.payload(BASE_LINK, 6, 6);
-                self.cmp(if *is == Is::So { CMP_EQ } else { CMP_NEQ }, &mac.0);
+                self.cmp(equal(*is), &mac.0);
+            }
+            Match::FrameDestination(is, mac) => {
+                self.payload(BASE_LINK, 0, 6);
+                self.cmp(equal(*is), &mac.0);
+            }
+            Match::FrameDestinationAmong(all) => {
+                self.payload(BASE_LINK, 0, 6);
+                self.among(Is::So, KEY_MAC, all.iter().map(|mac| mac.0.to_vec()).collect());
+            }
+            Match::GroupFrame(is) => {
+                self.payload(BASE_LINK, 0, 1);
+                self.mask(&[1]);
+                self.cmp(CMP_EQ, &[u8::from(*is == Is::So)]);
             }
             Match::Ipv4Frame => self.frame_type(ETHERTYPE_IPV4),
             Match::ArpFrame => self.frame_type(ETHERTYPE_ARP),
             Match::ArpSender { mac, address } => {
                 self.payload(BASE_NETWORK, 0, 4);
                 self.cmp(CMP_EQ, &[0, 1, 8, 0]);
-                self.payload(BASE_NETWORK, 8, 10);
-                self.cmp(CMP_EQ, &[&mac.0[..], &address.octets()].concat());
+                match address {
+                    Some(address) => {
+                        self.payload(BASE_NETWORK, 8, 10);
+                        self.cmp(CMP_EQ, &[&mac.0[..], &address.octets()].concat());
+                    }
+                    None => {
+                        self.payload(BASE_NETWORK, 8, 6);
+                        self.cmp(CMP_EQ, &mac.0);
+                    }
+                }
+            }
+            Match::DhcpFrom(mac) => self.dhcp((CLIENT_PORT, SERVER_PORT), Is::So, *mac),
+            Match::DhcpTo(is, mac) => self.dhcp((SERVER_PORT, CLIENT_PORT), *is, *mac),
+            Match::Dhcp => {
+                self.packet_protocol(UDP);
+                let ports = PortRange { first: SERVER_PORT, last: CLIENT_PORT };
+                self.payload(BASE_TRANSPORT, 0, 2);
+                self.ports(ports);
+                self.payload(BASE_TRANSPORT, 2, 2);
+                self.ports(ports);
             }
         }
+    }
+
+    /// A message between these ports about this client.
+    fn dhcp(&mut self, (from, to): (u16, u16), is: Is, mac: Mac) {
+        self.packet_protocol(UDP);
+        for (offset, port) in [(0, from), (2, to)] {
+            self.payload(BASE_TRANSPORT, offset, 2);
+            self.cmp(CMP_EQ, &port.to_be_bytes());
+        }
+        // Behind the UDP header, at byte 28 of the message.
+        self.payload(BASE_TRANSPORT, 36, 6);
+        self.cmp(equal(is), &mac.0);
+    }
+
+    fn packet_protocol(&mut self, number: u8) {
+        self.only_ipv4();
+        self.payload(BASE_NETWORK, 9, 1);
+        self.cmp(CMP_EQ, &[number]);
     }
 
     fn frame_type(&mut self, ethertype: u16) {
@@ -203,17 +323,21 @@ impl<'a> Encoder<'a> {
 
     /// Loads an address of the IPv4 header, after making sure there is one.
     fn packet_address(&mut self, offset: u32) {
+        self.only_ipv4();
+        self.payload(BASE_NETWORK, offset, 4);
+    }
+
+    fn only_ipv4(&mut self) {
         if !self.is_ipv4 {
             match self.family {
                 Family::Inet => {
                     self.meta(META_NFPROTO);
                     self.cmp(CMP_EQ, &[NFPROTO_IPV4]);
                 }
-                Family::Bridge => self.frame_type(ETHERTYPE_IPV4),
+                Family::Bridge | Family::Netdev => self.frame_type(ETHERTYPE_IPV4),
             }
             self.is_ipv4 = true;
         }
-        self.payload(BASE_NETWORK, offset, 4);
     }
 
     fn prefix(&mut self, prefix: Prefix4) {
@@ -277,9 +401,16 @@ impl<'a> Encoder<'a> {
             Verdict::Accept => (VERDICT_ACCEPT, None),
             Verdict::Drop => (VERDICT_DROP, None),
             Verdict::Return => (VERDICT_RETURN, None),
+            Verdict::Continue => (VERDICT_CONTINUE, None),
             Verdict::Jump(chain) => (VERDICT_JUMP, Some(chain)),
             Verdict::Goto(chain) => (VERDICT_GOTO, Some(chain)),
             Verdict::Dispatch(dispatch) => return self.dispatch(dispatch),
+            Verdict::Forward(link) => {
+                self.link_number(link);
+                return self.expr("fwd", |data| {
+                    data.be32(1, REG_1);
+                });
+            }
             Verdict::Masquerade => return self.expr("masq", |_| {}),
             Verdict::Dnat { address, port } => return self.dnat(*address, *port),
         };
@@ -289,19 +420,37 @@ impl<'a> Encoder<'a> {
     }
 
     fn dispatch(&mut self, dispatch: &Dispatch) {
-        let by_address = |map: &std::collections::BTreeMap<Ipv4Addr, String>| {
+        let by_address = |map: &BTreeMap<Ipv4Addr, String>| {
             map.iter()
                 .map(|(a, chain)| Element { key: a.octets().to_vec(), chain: Some(chain.clone()) })
+                .collect()
+        };
+        let by_mac = |map: &BTreeMap<Mac, String>| {
+            map.iter()
+                .map(|(mac, chain)| Element { key: mac.0.to_vec(), chain: Some(chain.clone()) })
+                .collect()
+        };
+        let by_link = |map: &BTreeMap<String, String>| {
+            map.iter()
+                .map(|(name, chain)| Element { key: link_key(name), chain: Some(chain.clone()) })
                 .collect()
         };
         let (key, elements) = match dispatch {
             Dispatch::InLink(map) => {
                 self.meta(META_IIFNAME);
-                let element = |(name, chain): (&String, &String)| Element {
-                    key: link_key(name),
-                    chain: Some(chain.clone()),
-                };
-                (KEY_LINK, map.iter().map(element).collect())
+                (KEY_LINK, by_link(map))
+            }
+            Dispatch::OutLink(map) => {
+                self.meta(META_OIFNAME);
+                (KEY_LINK, by_link(map))
+            }
+            Dispatch::FrameSource(map) => {
+                self.payload(BASE_LINK, 6, 6);
+                (KEY_MAC, by_mac(map))
+            }
+            Dispatch::FrameDestination(map) => {
+                self.payload(BASE_LINK, 0, 6);
+                (KEY_MAC, by_mac(map))
             }
             Dispatch::Source(map) => {
                 self.packet_address(12);
@@ -356,10 +505,14 @@ impl<'a> Encoder<'a> {
     }
 
     fn mask(&mut self, mask: &[u8]) {
-        let zero = vec![0; mask.len()];
+        self.bitwise(mask, &vec![0; mask.len()]);
+    }
+
+    /// Keeps the bits of `mask` and turns those of `turned`.
+    fn bitwise(&mut self, mask: &[u8], turned: &[u8]) {
         self.expr("bitwise", |data| {
             data.be32(1, REG_1).be32(2, REG_1).be32(3, mask.len() as u32);
-            data.nest_attr(4, 1, mask).nest_attr(5, 1, &zero);
+            data.nest_attr(4, 1, mask).nest_attr(5, 1, turned);
         });
     }
 
@@ -379,6 +532,13 @@ impl<'a> Encoder<'a> {
         self.out.nest(1, |element| {
             element.text(1, name).nest(2, data);
         });
+    }
+}
+
+const fn equal(is: Is) -> u32 {
+    match is {
+        Is::So => CMP_EQ,
+        Is::Not => CMP_NEQ,
     }
 }
 

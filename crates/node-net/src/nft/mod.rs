@@ -16,7 +16,7 @@ use node_core::net::rules::{Chain, Family, HOST_SET_SIZE, Hook, HookPoint, Rules
 use rustix::io::Errno;
 
 use crate::netlink::{APPEND, Answer, CREATE, EXCL, Message, NetlinkError, Socket, attributes, read_text};
-use expr::{AnonymousSet, Encoder, KEY_IPV4, KEY_LINK, anonymous_name, goto_data};
+use expr::{AnonymousSet, Encoder, KEY_IPV4, KEY_LINK, KEY_MARK, anonymous_name, goto_data};
 
 const SUBSYSTEM: u16 = 10 << 8;
 const BATCH_BEGIN: u16 = 0x10;
@@ -58,17 +58,33 @@ struct TableSeen {
     counters: BTreeSet<String>,
 }
 
-/// Brings the kernel's rules to the intended ones. Says whether anything had to change.
-pub(crate) fn apply(socket: &mut Socket, ruleset: &Ruleset) -> Result<bool, NetlinkError> {
-    let mark = format!("{FINGERPRINT}{:032x}", ruleset.fingerprint());
-    let seen = observe(socket)?;
+/// Families of the rules that judge, and of those that lead frames past.
+pub(crate) const JUDGES: &[Family] = &[Family::Inet, Family::Bridge];
+pub(crate) const TAPS: &[Family] = &[Family::Netdev];
+
+/// Brings the kernel's rules of these families to the intended ones. Says whether anything had to change. `links` are the
+/// kernel's numbers of links that rules send frames to.
+pub(crate) fn apply(
+    socket: &mut Socket,
+    families: &[Family],
+    ruleset: &Ruleset,
+    links: &BTreeMap<String, u32>,
+) -> Result<bool, NetlinkError> {
+    let mark = format!("{FINGERPRINT}{:032x}", ruleset.fingerprint(links));
+    let seen = observe(socket, families)?;
     let is_in_force =
         seen.keys().eq(ruleset.tables.keys()) && seen.values().all(|table| table.chains.contains_key(&mark));
     if is_in_force {
         return Ok(false);
     }
-    socket.batch(replacement(&seen, ruleset, &mark))?;
+    socket.batch(replacement(&seen, ruleset, &mark, links))?;
     Ok(true)
+}
+
+/// Links whose frames are led elsewhere.
+pub(crate) fn tapped(socket: &mut Socket) -> Result<Vec<String>, NetlinkError> {
+    let tables = observe(socket, TAPS)?;
+    Ok(tables.into_values().flat_map(|table| table.chains).filter_map(|(_, hook)| hook?.link).collect())
 }
 
 /// Packets that named counters counted.
@@ -108,9 +124,9 @@ pub(crate) fn learn(
     }
 }
 
-fn observe(socket: &mut Socket) -> Result<BTreeMap<Family, TableSeen>, NetlinkError> {
+fn observe(socket: &mut Socket, families: &[Family]) -> Result<BTreeMap<Family, TableSeen>, NetlinkError> {
     let mut seen = BTreeMap::new();
-    for family in [Family::Inet, Family::Bridge] {
+    for family in families.iter().copied() {
         let number = family_number(family);
         // Tables stand in the list of each family alone; a name is in attribute 1 there.
         let get_tables = Message::new(GET_TABLE, 0, &[number, 0, 0, 0]);
@@ -161,13 +177,24 @@ fn hook_seen(answer: &Answer) -> Option<Hook> {
     let number = be32(1)?;
     Some(Hook {
         kind: if name_of(answer, 7)? == "nat" { HookKind::Nat } else { HookKind::Filter },
-        point: POINTS.into_iter().find(|point| point_number(*point) == number)?,
+        // The one place frames enter a link has the number of the first one packets pass.
+        point: if answer.body.first() == Some(&family_number(Family::Netdev)) {
+            HookPoint::Ingress
+        } else {
+            POINTS.into_iter().find(|point| point_number(*point) == number)?
+        },
         priority: be32(2)?.cast_signed(),
+        link: attributes(hook, 0).value_of(3).map(read_text),
     })
 }
 
 /// The whole way from what was seen to the ruleset, as one transaction.
-fn replacement(seen: &BTreeMap<Family, TableSeen>, ruleset: &Ruleset, mark: &str) -> Vec<Message> {
+fn replacement(
+    seen: &BTreeMap<Family, TableSeen>,
+    ruleset: &Ruleset,
+    mark: &str,
+    links: &BTreeMap<String, u32>,
+) -> Vec<Message> {
     let mut batch = Vec::new();
     let mut next_set = 0;
     for family in seen.keys().filter(|family| !ruleset.tables.contains_key(family)) {
@@ -216,14 +243,16 @@ fn replacement(seen: &BTreeMap<Family, TableSeen>, ruleset: &Ruleset, mark: &str
         }
         for (name, chain) in &chains {
             if !old.chains.get(*name).is_some_and(|hook| stays(name, hook)) {
-                batch.push(new_chain(family, name, chain.hook));
+                batch.push(new_chain(family, name, chain.hook.as_ref()));
             }
         }
         for (name, chain) in &table.chains {
             for rule in &chain.rules {
                 let mut sets = Vec::new();
                 let mut message = named(NEW_RULE, CREATE | APPEND, family, 2, name);
-                message.nest(4, |list| Encoder::new(list, family, &mut sets, &mut next_set).rule(rule));
+                message.nest(4, |list| {
+                    Encoder::new(list, family, &mut sets, &mut next_set, links).rule(rule);
+                });
                 for set in &sets {
                     anonymous_set(&mut batch, family, set);
                 }
@@ -234,12 +263,15 @@ fn replacement(seen: &BTreeMap<Family, TableSeen>, ruleset: &Ruleset, mark: &str
     framed(batch)
 }
 
-fn new_chain(family: Family, name: &str, hook: Option<Hook>) -> Message {
+fn new_chain(family: Family, name: &str, hook: Option<&Hook>) -> Message {
     let mut message = named(NEW_CHAIN, CREATE, family, 3, name);
     if let Some(hook) = hook {
         message
             .nest(4, |data| {
                 data.be32(1, point_number(hook.point)).be32(2, hook.priority.cast_unsigned());
+                if let Some(link) = &hook.link {
+                    data.text(3, link);
+                }
             })
             .be32(5, POLICY_ACCEPT)
             .text(7, hook.kind.name());
@@ -284,7 +316,7 @@ fn anonymous_set(batch: &mut Vec<Message>, family: Family, set: &AnonymousSet) {
 /// User data that lets nft print the keys: a field of type 0 and 4 bytes, 1 for the machine's byte order, 2 for the
 /// network's. The kernel keeps it unread.
 fn byte_order(key: (u32, u32)) -> [u8; 6] {
-    let order: u32 = if key == KEY_LINK { 1 } else { 2 };
+    let order: u32 = if key == KEY_LINK || key == KEY_MARK { 1 } else { 2 };
     let [a, b, c, d] = order.to_ne_bytes();
     [0, 4, a, b, c, d]
 }
@@ -313,7 +345,7 @@ const POINTS: [HookPoint; 5] =
 
 const fn point_number(point: HookPoint) -> u32 {
     match point {
-        HookPoint::Prerouting => 0,
+        HookPoint::Ingress | HookPoint::Prerouting => 0,
         HookPoint::Input => 1,
         HookPoint::Forward => 2,
         HookPoint::Output => 3,
@@ -325,5 +357,6 @@ const fn family_number(family: Family) -> u8 {
     match family {
         Family::Inet => 1,
         Family::Bridge => 7,
+        Family::Netdev => 5,
     }
 }

@@ -12,12 +12,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use ipc::calls::NetReply;
 use model::config::{
-    AclAction, AclDirection, AclMatch, AclProtocol, AclRemote, AclRule, LocalNetwork, PortRange,
+    AclAction, AclDirection, AclMatch, AclProtocol, AclRemote, AclRule, LocalNetwork, NetworkInstanceKind,
+    PortRange,
 };
 use model::desired::{NetworkDesired, VifDesired, VifsDesired};
 use model::id::{AppId, NetworkInstanceId};
 use model::net::{Mac, Prefix4};
-use model::observed::PortObserved;
+use model::observed::{LinkMetrics, PortObserved};
 use node_core::net::Intent;
 use node_net::kernel::PortSource;
 use node_net::net::{Net, Report};
@@ -106,14 +107,31 @@ pub fn network(number: u16, subnet: &str, uplinks: &[&str]) -> NetworkDesired {
         id: NetworkInstanceId(Uuid::from_u128(u128::from(number))),
         name: format!("net{number}"),
         number,
-        local: LocalNetwork {
+        kind: NetworkInstanceKind::Local(LocalNetwork {
             subnet,
             gateway,
             dns: vec![],
             range: (gateway, subnet.broadcast()),
             static_names: vec![],
-        },
+            domain: String::new(),
+            ntp: vec![],
+            routes: vec![],
+            routes_uplinks: false,
+        }),
+        mtu: 0,
+        is_flow_logged: false,
         uplinks: uplinks.iter().map(|name| name.to_string()).collect(),
+    }
+}
+
+pub fn switch(number: u16, uplinks: &[&str]) -> NetworkDesired {
+    NetworkDesired { kind: NetworkInstanceKind::Switch, ..network(number, "10.9.9.0/24", uplinks) }
+}
+
+pub fn local(network: &mut NetworkDesired) -> &mut LocalNetwork {
+    match &mut network.kind {
+        NetworkInstanceKind::Local(local) => local,
+        NetworkInstanceKind::Switch => panic!("a switch"),
     }
 }
 
@@ -126,7 +144,7 @@ pub fn app(number: u16, name: &str, on: &NetworkDesired, host: u32, acl: Vec<Acl
             network: on.id,
             host_name: format!("nbu1x{number}"),
             mac: Mac([2, 0x16, 0x3e, 0, (number >> 8) as u8, number as u8]),
-            address: Ipv4Addr::from_bits(on.local.subnet.network().to_bits() + host),
+            address: on.local().map(|local| Ipv4Addr::from_bits(local.subnet.network().to_bits() + host)),
             acl,
         }],
     }
@@ -185,7 +203,7 @@ pub fn intent_of(networks: &[NetworkDesired], apps: &[VifsDesired], ports: &[(&s
         .iter()
         .map(|(name, address)| PortObserved {
             name: name.to_string(),
-            mac: None,
+            mac: Some(Mac([2, 0, 0, 0, 0, 0xee])),
             is_up: true,
             mtu: 1500,
             addresses: vec![address.parse().unwrap()],
@@ -283,23 +301,37 @@ impl Node {
     }
 
     pub fn attach_to(&mut self, apps: &[VifsDesired], name: &str, inside: &Namespace) -> NetReply {
-        let socket = inside.run(|| {
+        let (socket, datagrams) = inside.run(|| {
             // Whoever opens it needs no rights: those of the process that speaks count.
             drop_rights(CapabilitySet::empty());
             use rustix::net::{AddressFamily, SocketType};
-            rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, None).unwrap()
+            (
+                rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, None).unwrap(),
+                rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).unwrap(),
+            )
         });
         let app = apps.iter().find(|app| app.name == name).unwrap().app;
         let mut net = self.net.take().unwrap();
-        let reply = self.as_service(|| net.attach(app, inside.fd().as_fd(), socket)).unwrap();
+        let reply =
+            self.as_service(|| net.attach(app, inside.fd().as_fd(), socket, Some(datagrams))).unwrap();
         self.net = Some(net);
         reply
     }
 
-    pub fn acl_drops(&mut self, link: &str) -> u64 {
+    pub fn metrics(&mut self, link: &str) -> LinkMetrics {
         let mut net = self.net.take().unwrap();
         let all = self.as_service(|| net.metrics()).unwrap();
         self.net = Some(net);
-        all.iter().find(|metrics| metrics.name == link).unwrap().acl_drops
+        all.into_iter().find(|metrics| metrics.name == link).unwrap()
+    }
+
+    pub fn acl_drops(&mut self, link: &str) -> u64 {
+        let metrics = self.metrics(link);
+        metrics.rx_acl_drops + metrics.tx_acl_drops
+    }
+
+    /// The process around the network, which waits for nothing here.
+    pub fn net(&mut self) -> &mut Net {
+        self.net.as_mut().unwrap()
     }
 }

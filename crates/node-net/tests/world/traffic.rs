@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Message, MessageType, Query};
+use hickory_proto::op::{Message, MessageType, Query, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
@@ -169,8 +169,9 @@ pub fn serve_dns(inside: &Namespace, names: &[(&str, &str)]) {
         .map(|(name, a)| (Name::from_ascii(format!("{name}.")).unwrap(), a.parse().unwrap()))
         .collect();
     let (udp, tcp) = inside.run(|| {
-        let any = (Ipv4Addr::UNSPECIFIED, 53);
-        (UdpSocket::bind(any).unwrap(), TcpListener::bind(any).unwrap())
+        // The world's first address, so that others may serve beside it.
+        let at = (Ipv4Addr::new(192, 0, 2, 1), 53);
+        (UdpSocket::bind(at).unwrap(), TcpListener::bind(at).unwrap())
     });
     let answer = Arc::new(move |question: &[u8]| {
         let mut message = Message::from_vec(question).unwrap();
@@ -214,16 +215,39 @@ fn addresses(message: &[u8]) -> Option<Vec<Ipv4Addr>> {
 
 /// Addresses of a name; `None`: no server answered.
 pub fn lookup(inside: &Namespace, server: &str, name: &str) -> Option<Vec<Ipv4Addr>> {
+    lookup_within(inside, server, name, PATIENCE)
+}
+
+fn lookup_within(inside: &Namespace, server: &str, name: &str, patience: Duration) -> Option<Vec<Ipv4Addr>> {
     let server: IpAddr = server.parse().unwrap();
     inside.run(|| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(patience)).unwrap();
         socket.connect((server, 53)).ok()?;
         socket.send(&question(name)).ok()?;
         let mut buffer = [0; 512];
         let length = socket.recv(&mut buffer).ok()?;
         addresses(&buffer[..length])
     })
+}
+
+/// The same for a server that has to ask several others.
+pub fn lookup_patiently(inside: &Namespace, server: &str, name: &str) -> Option<Vec<Ipv4Addr>> {
+    lookup_within(inside, server, name, Duration::from_secs(20))
+}
+
+/// A name server that cannot answer anything.
+pub fn refuse_dns(inside: &Namespace, at: &str) {
+    let at: SocketAddr = at.parse().unwrap();
+    let udp = inside.run(|| UdpSocket::bind(at).unwrap());
+    std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((length, from)) = udp.recv_from(&mut buffer) {
+            let mut message = Message::from_vec(&buffer[..length]).unwrap();
+            message.set_message_type(MessageType::Response).set_response_code(ResponseCode::ServFail);
+            let _ = udp.send_to(&message.to_vec().unwrap(), from);
+        }
+    });
 }
 
 pub fn lookup_tcp(inside: &Namespace, server: &str, name: &str) -> Option<Vec<Ipv4Addr>> {

@@ -14,6 +14,9 @@ use super::step::{Step, StepError};
 const SYSCTLS: &[(&str, &str)] = &[
     ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
     ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
+    // A DHCP server is heard before there is a way back to it.
+    ("/proc/sys/net/ipv4/conf/all/rp_filter", "0"),
+    ("/proc/sys/net/ipv4/conf/default/rp_filter", "0"),
 ];
 
 /// What the net process needs to furnish the namespace.
@@ -22,6 +25,8 @@ pub struct Netns {
     pub namespace: OwnedFd,
     /// A route socket opened inside: works there whoever holds it.
     pub route: OwnedFd,
+    /// So does this one: net asks with it for an address, as the app itself cannot.
+    pub datagrams: OwnedFd,
 }
 
 impl Netns {
@@ -47,10 +52,13 @@ impl Netns {
         let route =
             rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)
                 .map_err(failed("route socket"))?;
+        let datagrams =
+            rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+                .map_err(failed("datagram socket"))?;
         let namespace =
             rustix::fs::openat(CWD, "/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                 .map_err(failed("/proc/self/ns/net"))?;
-        Ok(Netns { namespace, route })
+        Ok(Netns { namespace, route, datagrams })
     }
 }
 

@@ -127,10 +127,12 @@ fn attach(service: &Service, prepared: &Prepared, spec: &AppDesired) -> Result<A
     if spec.vif_count == 0 {
         return Ok((spec.dns.clone(), Vec::new()));
     }
-    let fds = [prepared.netns.namespace.as_fd(), prepared.netns.route.as_fd()];
+    let netns = &prepared.netns;
+    let fds = [netns.namespace.as_fd(), netns.route.as_fd(), netns.datagrams.as_fd()];
     let request = NetRequest::Attach { app: spec.app };
     match service.caller::<Net>().call(&request, &fds, CALL_TIMEOUT) {
         Ok((Ok(NetReply::Attached { dns, hosts }), _)) => Ok((dns, hosts)),
+        Ok((Ok(_), _)) => Err(Fault::new(Reason::Internal, "net gave another answer")),
         Ok((Err(fault), _)) => Err(fault),
         Err(error) => Err(Fault::new(Reason::ServiceUnavailable, error.to_string())),
     }
