@@ -6,6 +6,7 @@
 
 pub mod command;
 pub mod confinement;
+pub mod fileserver;
 pub mod http;
 pub mod image;
 pub mod lab;

@@ -152,6 +152,20 @@ fn columns(kind: Kind) -> (&'static [(&'static str, &'static str)], usize) {
             ],
             4,
         ),
+        Kind::Datastore => {
+            (&[("NAME", "/metadata/name"), ("URL", "/spec/url"), ("CREDENTIALS", "/spec/credentials")], 3)
+        }
+        Kind::Volume => (
+            &[
+                ("NAME", "/metadata/name"),
+                ("SIZE", "/spec/size"),
+                ("READ ONLY", "/spec/readOnly"),
+                ("DEVICES", "/status/total"),
+                ("FILE", "/spec/file/path"),
+                ("IMAGE", "/spec/image/reference"),
+            ],
+            4,
+        ),
         Kind::Secret => (&[("NAME", "/metadata/name"), ("KEYS", "/status/keys")], 2),
     }
 }

@@ -5,6 +5,8 @@
 //! (object uid, device, role). Expects a validated intent ([`crate::validate`]); what is wrong nevertheless is left out.
 //! Secrets are left out until the device has published the key to encrypt them for.
 
+mod volumes;
+
 use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -15,7 +17,7 @@ use model::config::{
     AclAction, AclDirection, AclMatch, AclRemote, AclRule, AppInstance, AppInterface, ConfigItem,
     ContentFormat, ContentTree, Credentials, Datastore, DatastoreKind, DeviceConfig, LocalNetwork,
     NetworkConfig, NetworkInstance, NetworkInstanceKind, PhysicalIo, PortAddressing, PortRange, Resources,
-    SystemAdapter, UserData, VirtualizationMode, Volume, VolumeOrigin,
+    SystemAdapter, UserData, VirtualizationMode, Volume, VolumeOrigin, VolumeRef,
 };
 use model::id::{
     AppId, ContentTreeId, DatastoreId, DeviceId, NetworkId, NetworkInstanceId, VolumeId, VolumeKey,
@@ -45,6 +47,8 @@ const USAGE_MANAGEMENT_AND_APPS: i32 = 1;
 const USAGE_SHARED: i32 = 2;
 /// How often a node asks. Answers are held, so this is only the pause between two of them.
 const POLL_INTERVAL: &str = "timer.config.interval";
+/// Property that holds the probe of an app, before its id. Nodes of others pass it over.
+const PROBE: &str = "selvedge.probe.";
 
 /// Digits of an object's version.
 const VERSION_CHARS: usize = 8;
@@ -138,6 +142,8 @@ pub fn compute(inputs: Inputs<'_>, before: &Ledger, now_ms: i64) -> Option<Compu
     let mut ledger = before.clone();
     let uids: BTreeSet<Uuid> = inputs.intent.apps.values().map(|app| app.uid).collect();
     ledger.apps.retain(|uid, _| uids.contains(uid));
+    let uids: BTreeSet<Uuid> = inputs.intent.volumes.values().map(|volume| volume.uid).collect();
+    ledger.volumes.retain(|uid, _| uids.contains(uid));
     let mut config = Builder { inputs, device, id: DeviceId(device.uid) }.config(&mut ledger);
     ledger.advance(digest(&config), now_ms);
     config.version = ledger.version.to_string();
@@ -146,6 +152,14 @@ pub fn compute(inputs: Inputs<'_>, before: &Ledger, now_ms: i64) -> Option<Compu
         nanos: ledger.timestamp_ms.rem_euclid(1000) as u32 * 1_000_000,
     });
     Some(Computed { config, ledger })
+}
+
+/// What the apps of a device refer to, by name.
+#[derive(Default)]
+struct Used<'a> {
+    networks: BTreeSet<&'a str>,
+    registries: BTreeSet<&'a str>,
+    datastores: BTreeSet<&'a str>,
 }
 
 struct Builder<'a> {
@@ -165,18 +179,20 @@ impl<'a> Builder<'a> {
         for port in &self.device.spec.ports {
             self.port(port, &mut config);
         }
-        let mut registries = BTreeSet::new();
-        let mut networks = BTreeSet::new();
+        let mut used = Used::default();
         for app in self.inputs.intent.apps_of(self.device) {
-            self.app(app, ledger, &mut config, &mut registries, &mut networks);
+            self.app(app, ledger, &mut config, &mut used);
         }
-        for name in networks {
+        for name in used.networks {
             config
                 .network_instances
                 .extend(self.inputs.intent.networks.get(name).and_then(|n| self.network(n)));
         }
-        for name in registries {
+        for name in used.registries {
             config.datastores.extend(self.datastore(name));
+        }
+        for name in used.datastores {
+            config.datastores.extend(self.file_server(name));
         }
         if let Some(seal) = self.inputs.seal {
             config.cipher_contexts.push(seal.context());
@@ -227,8 +243,7 @@ impl<'a> Builder<'a> {
         app: &'a Object<AppSpec>,
         ledger: &mut Ledger,
         config: &mut DeviceConfig,
-        registries: &mut BTreeSet<&'a str>,
-        networks: &mut BTreeSet<&'a str>,
+        used: &mut Used<'a>,
     ) {
         let spec = &app.spec;
         let (Ok(image), Ok(memory_bytes)) = (parse_image(&spec.image), parse_memory(&spec.resources.memory))
@@ -236,9 +251,13 @@ impl<'a> Builder<'a> {
             return;
         };
         let user_data = self.user_data(spec);
+        let probe = spec.probe.as_ref().and_then(volumes::probe_text);
+        let volumes = self.volumes(app, ledger, config, used);
+        let disk_bytes = spec.resources.disk.as_deref().and_then(|text| parse_memory(text).ok()).unwrap_or(0);
         let entry = ledger.apps.entry(app.uid).or_default();
         entry.advance(
             digest(&(&image.text, &spec.registry, self.registry_address(&spec.registry), spec.purge_counter)),
+            digest(&volumes.iter().map(|volume| volume.key.to_string()).collect::<Vec<_>>()),
             digest(&RunInputs {
                 memory_bytes,
                 vcpus: spec.resources.cpus,
@@ -246,6 +265,9 @@ impl<'a> Builder<'a> {
                 user_data: &user_data,
                 networks: spec.networks.iter().map(|n| &*n.network).collect(),
                 counter: spec.restart_counter,
+                places: self.places(&volumes, config),
+                disk_bytes: (disk_bytes > 0).then_some(disk_bytes),
+                probe: &probe,
             }),
         );
 
@@ -266,9 +288,10 @@ impl<'a> Builder<'a> {
             key,
             name: format!("{} root", app.name),
             origin: VolumeOrigin::Content(tree),
-            max_size_bytes: 0,
+            max_size_bytes: disk_bytes,
             is_read_only: false,
         });
+        let root = VolumeRef { key, mount_dir: String::new() };
         let mut instance = AppInstance {
             id,
             version: String::new(),
@@ -279,20 +302,23 @@ impl<'a> Builder<'a> {
                 vcpus: spec.resources.cpus.max(1),
                 mode: mode(spec.isolation),
             },
-            volumes: alloc::vec![key],
+            volumes: core::iter::once(root).chain(volumes).collect(),
             interfaces: self.interfaces(spec),
             restart_counter: entry.restart,
             purge_counter: entry.purge,
             user_data: user_data
                 .and_then(|text| self.sealed(id.0, Clear { user_data: text, ..Clear::default() })),
             profiles: Vec::new(),
-            start_delay_s: 0,
+            start_delay_s: spec.start_delay_seconds,
             adapters: Vec::new(),
         };
         instance.version = content_version(&instance);
         config.apps.push(instance);
-        registries.insert(&spec.registry);
-        networks.extend(spec.networks.iter().map(|n| &*n.network));
+        used.registries.insert(&spec.registry);
+        used.networks.extend(spec.networks.iter().map(|n| &*n.network));
+        if let Some(value) = probe {
+            config.items.push(ConfigItem { key: format!("{PROBE}{id}"), value });
+        }
     }
 
     fn sealed(&self, object: Uuid, clear: Clear) -> Option<UserData> {
@@ -386,6 +412,19 @@ impl<'a> Builder<'a> {
         Some(instance)
     }
 
+    fn login(&self, secret: Option<&str>) -> Clear {
+        let data = secret.and_then(|name| self.inputs.intent.secrets.get(name)).map(|s| &s.spec.data);
+        let value = |key: &str| data.and_then(|data| data.get(key)).cloned().unwrap_or_default();
+        Clear { user: value("username"), password: value("password"), ..Clear::default() }
+    }
+
+    fn credentials(&self, store: DatastoreId, clear: &Clear) -> Option<Credentials> {
+        if clear.user.is_empty() && clear.password.is_empty() {
+            return None;
+        }
+        self.handle(store.0, clear).map(Credentials::Sealed)
+    }
+
     fn registry_address(&self, name: &str) -> Option<(String, String)> {
         match self.inputs.intent.registries.get(name) {
             Some(registry) => parse_registry(&registry.spec.url, registry.spec.insecure).ok(),
@@ -407,15 +446,7 @@ impl<'a> Builder<'a> {
             Some(registry) => {
                 let spec = &registry.spec;
                 let (fqdn, path) = parse_registry(&spec.url, spec.insecure).ok()?;
-                let data =
-                    spec.credentials.as_ref().and_then(|name| intent.secrets.get(name)).map(|s| &s.spec.data);
-                let value = |key: &str| data.and_then(|data| data.get(key)).cloned().unwrap_or_default();
-                (
-                    fqdn,
-                    path,
-                    Clear { user: value("username"), password: value("password"), ..Clear::default() },
-                    spec.ca.clone(),
-                )
+                (fqdn, path, self.login(spec.credentials.as_deref()), spec.ca.clone())
             }
             None if name == BUILTIN_REGISTRY => (
                 format!("docker://{}", site.advertise),
@@ -429,11 +460,7 @@ impl<'a> Builder<'a> {
             ),
             None => return None,
         };
-        let credentials = if clear.user.is_empty() && clear.password.is_empty() {
-            None
-        } else {
-            self.handle(id.0, &clear).map(Credentials::Sealed)
-        };
+        let credentials = self.credentials(id, &clear);
         Some(Datastore {
             id,
             kind: DatastoreKind::ContainerRegistry,
@@ -461,6 +488,9 @@ struct RunInputs<'a> {
     user_data: &'a Option<String>,
     networks: Vec<&'a str>,
     counter: u32,
+    places: Vec<volumes::Place>,
+    disk_bytes: Option<u64>,
+    probe: &'a Option<String>,
 }
 
 fn mode(isolation: Isolation) -> VirtualizationMode {

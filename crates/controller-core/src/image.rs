@@ -3,7 +3,7 @@
 
 use alloc::string::String;
 
-use model::config::{AclProtocol, PortRange};
+use model::config::{AclProtocol, DatastoreKind, PortRange};
 use model::id::Digest;
 
 /// Longest image reference.
@@ -30,6 +30,10 @@ pub enum TextError {
     Protocol,
     #[error("is no registry address like registry.example:5000")]
     Registry,
+    #[error("is no URL like https://files.example/path")]
+    Server,
+    #[error("is no absolute path inside an app like /data")]
+    MountPath,
 }
 
 /// An image by tag or digest, inside a registry.
@@ -151,6 +155,42 @@ pub fn parse_protocol(text: &str) -> Result<AclProtocol, TextError> {
     })
 }
 
+/// Splits the URL of a web server into its kind, its scheme with host, and its path.
+pub fn parse_server(url: &str) -> Result<(DatastoreKind, String, String), TextError> {
+    let (scheme, rest) = url.split_once("://").ok_or(TextError::Server)?;
+    let kind = match scheme {
+        "http" => DatastoreKind::Http,
+        "https" => DatastoreKind::Https,
+        _ => return Err(TextError::Server),
+    };
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let is_host_char =
+        |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':' | b'[' | b']' | b'_');
+    if host.is_empty() || !host.bytes().all(is_host_char) || !is_url_path(path) || path.contains('?') {
+        return Err(TextError::Server);
+    }
+    Ok((kind, alloc::format!("{scheme}://{host}"), path.trim_end_matches('/').into()))
+}
+
+/// Whether a text can stand behind the host of a URL.
+pub fn is_url_path(path: &str) -> bool {
+    path.len() <= MAX_REFERENCE_CHARS
+        && path.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'#' | b'@' | b'\\'))
+}
+
+/// Longest path inside an app: `PATH_MAX` of Linux.
+const MAX_PATH_CHARS: usize = 4095;
+
+/// Checks a directory inside an app; the app's own root is none.
+pub fn check_mount_path(path: &str) -> Result<(), TextError> {
+    let is_path = path.starts_with('/')
+        && path.len() <= MAX_PATH_CHARS
+        && !path.contains(char::is_control)
+        && path.split('/').all(|part| part != "..")
+        && path.split('/').any(|part| !part.is_empty() && part != ".");
+    if is_path { Ok(()) } else { Err(TextError::MountPath) }
+}
+
 /// Splits a registry's address into what a datastore carries: scheme with host, and path.
 pub fn parse_registry(url: &str, insecure: bool) -> Result<(String, String), TextError> {
     let mut rest = url;
@@ -206,6 +246,33 @@ mod tests {
             assert_eq!(parse_port_map(bad), Err(TextError::PortMap), "{bad}");
         }
         assert!(parse_port_range("9-8").is_err());
+    }
+
+    #[test]
+    fn servers_become_datastores() {
+        use DatastoreKind::{Http, Https};
+        for (url, parts) in [
+            ("https://f.example", (Https, "https://f.example", "")),
+            ("http://10.0.0.1:8080/a/b/", (Http, "http://10.0.0.1:8080", "a/b")),
+        ] {
+            assert_eq!(parse_server(url), Ok((parts.0, parts.1.into(), parts.2.into())));
+        }
+        for bad in
+            ["", "f.example", "ftp://a", "https://", "https://u@f.example", "http://a/b c", "http://a/?x"]
+        {
+            assert_eq!(parse_server(bad), Err(TextError::Server), "{bad}");
+        }
+        for (path, good) in [
+            ("/data", true),
+            ("/a/./b", true),
+            ("", false),
+            ("/", false),
+            ("//.", false),
+            ("a", false),
+            ("/a/../b", false),
+        ] {
+            assert_eq!(check_mount_path(path).is_ok(), good, "{path}");
+        }
     }
 
     #[test]

@@ -7,7 +7,8 @@ use alloc::string::String;
 use uuid::Uuid;
 
 use crate::resource::{
-    AppSpec, DeviceSpec, JoinTokenSpec, Kind, NetworkSpec, RegistrySpec, SecretRef, SecretSpec, Spec,
+    AppSpec, DatastoreSpec, DeviceSpec, JoinTokenSpec, Kind, NetworkSpec, RegistrySpec, SecretRef,
+    SecretSpec, Spec, VolumeSpec,
 };
 
 /// One object as decisions see it.
@@ -29,6 +30,8 @@ pub struct Intent {
     pub apps: BTreeMap<String, Object<AppSpec>>,
     pub networks: BTreeMap<String, Object<NetworkSpec>>,
     pub registries: BTreeMap<String, Object<RegistrySpec>>,
+    pub datastores: BTreeMap<String, Object<DatastoreSpec>>,
+    pub volumes: BTreeMap<String, Object<VolumeSpec>>,
     pub secrets: BTreeMap<String, Object<SecretSpec>>,
 }
 
@@ -48,6 +51,8 @@ impl Intent {
             Spec::App(spec) => put!(apps, spec),
             Spec::Network(spec) => put!(networks, spec),
             Spec::Registry(spec) => put!(registries, spec),
+            Spec::Datastore(spec) => put!(datastores, spec),
+            Spec::Volume(spec) => put!(volumes, spec),
             Spec::Secret(spec) => put!(secrets, spec),
         }
     }
@@ -60,6 +65,8 @@ impl Intent {
             Kind::App => self.apps.remove(name).is_some(),
             Kind::Network => self.networks.remove(name).is_some(),
             Kind::Registry => self.registries.remove(name).is_some(),
+            Kind::Datastore => self.datastores.remove(name).is_some(),
+            Kind::Volume => self.volumes.remove(name).is_some(),
             Kind::Secret => self.secrets.remove(name).is_some(),
         }
     }

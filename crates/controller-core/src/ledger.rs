@@ -33,6 +33,9 @@ pub struct Ledger {
     /// It comes from a backup: the device may have been told of later numbers. See [`Ledger::settle`].
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub is_restored: bool,
+    /// Of Volume objects.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub volumes: BTreeMap<Uuid, VolumeLedger>,
 }
 
 impl Default for Ledger {
@@ -45,6 +48,7 @@ impl Default for Ledger {
             hash: String::new(),
             apps: BTreeMap::new(),
             is_restored: false,
+            volumes: BTreeMap::new(),
         }
     }
 }
@@ -61,18 +65,50 @@ pub struct AppLedger {
     /// Digest of what a start of the app depends on.
     pub run: String,
     pub restart: u32,
+    /// Digest of which volumes it uses besides the root, in which generation. Empty: never any was looked at.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub uses: String,
+    /// Volumes of its own, by mount path.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub volumes: BTreeMap<String, VolumeLedger>,
+}
+
+/// Generation of one volume on one device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeLedger {
+    /// Digest of what it is made from.
+    pub origin: String,
+    pub generation: u64,
+}
+
+impl VolumeLedger {
+    /// Takes in what the volume is made from now; another origin is another generation.
+    pub fn advance(&mut self, origin: String) -> u64 {
+        if self.origin != origin {
+            if !self.origin.is_empty() {
+                self.generation += 1;
+            }
+            self.origin = origin;
+        }
+        self.generation
+    }
 }
 
 impl AppLedger {
     /// Takes in what an app is made from now; counters rise when it differs from before.
-    pub fn advance(&mut self, root: String, run: String) {
-        if self.root != root {
-            if !self.root.is_empty() {
-                self.purge = self.purge.wrapping_add(1);
-                self.generation += 1;
-            }
-            self.root = root;
+    pub fn advance(&mut self, root: String, uses: String, run: String) {
+        let has_other_root = self.root != root;
+        let uses_others = self.uses != uses;
+        if (has_other_root && !self.root.is_empty()) || (uses_others && !self.uses.is_empty()) {
+            // Volumes are swapped only by a purge; those whose generation stays keep what they hold.
+            self.purge = self.purge.wrapping_add(1);
         }
+        if has_other_root && !self.root.is_empty() {
+            self.generation += 1;
+        }
+        self.root = root;
+        self.uses = uses;
         if self.run != run {
             if !self.run.is_empty() {
                 self.restart = self.restart.wrapping_add(1);
@@ -198,11 +234,18 @@ mod tests {
     #[test]
     fn counters_rise_only_after_the_first_sight() {
         let mut app = AppLedger::default();
-        app.advance("i1".into(), "r1".into());
+        app.advance("i1".into(), "v1".into(), "r1".into());
         assert_eq!((app.purge, app.generation, app.restart), (0, 0, 0));
-        app.advance("i1".into(), "r2".into());
+        app.advance("i1".into(), "v1".into(), "r2".into());
         assert_eq!((app.purge, app.generation, app.restart), (0, 0, 1));
-        app.advance("i2".into(), "r2".into());
+        app.advance("i2".into(), "v1".into(), "r2".into());
         assert_eq!((app.purge, app.generation, app.restart), (1, 1, 1));
+        app.advance("i2".into(), "v2".into(), "r2".into());
+        assert_eq!((app.purge, app.generation, app.restart), (2, 1, 1), "the root stays");
+        let mut volume = VolumeLedger::default();
+        assert_eq!(
+            [volume.advance("a".into()), volume.advance("a".into()), volume.advance("b".into())],
+            [0, 0, 1]
+        );
     }
 }

@@ -26,12 +26,22 @@ pub enum Kind {
     App,
     Network,
     Registry,
+    Datastore,
+    Volume,
     Secret,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 6] =
-        [Kind::Device, Kind::JoinToken, Kind::App, Kind::Network, Kind::Registry, Kind::Secret];
+    pub const ALL: [Kind; 8] = [
+        Kind::Device,
+        Kind::JoinToken,
+        Kind::App,
+        Kind::Network,
+        Kind::Registry,
+        Kind::Datastore,
+        Kind::Volume,
+        Kind::Secret,
+    ];
 
     /// As written in `kind:`.
     pub const fn name(self) -> &'static str {
@@ -41,6 +51,8 @@ impl Kind {
             Kind::App => "App",
             Kind::Network => "Network",
             Kind::Registry => "Registry",
+            Kind::Datastore => "Datastore",
+            Kind::Volume => "Volume",
             Kind::Secret => "Secret",
         }
     }
@@ -53,6 +65,8 @@ impl Kind {
             Kind::App => "apps",
             Kind::Network => "networks",
             Kind::Registry => "registries",
+            Kind::Datastore => "datastores",
+            Kind::Volume => "volumes",
             Kind::Secret => "secrets",
         }
     }
@@ -65,6 +79,8 @@ impl Kind {
             Kind::App => "app",
             Kind::Network => "network",
             Kind::Registry => "registry",
+            Kind::Datastore => "datastore",
+            Kind::Volume => "volume",
             Kind::Secret => "secret",
         }
     }
@@ -227,6 +243,9 @@ pub struct AppSpec {
     /// What the app may talk to; in order, the first match decides. Left out: everything outgoing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acl: Option<Vec<AclSpec>>,
+    /// Volumes besides the app's own disk.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<AppVolumeSpec>,
     /// Environment of the app.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
@@ -244,10 +263,16 @@ pub struct AppSpec {
     /// Left out: true. False keeps the app installed but stopped.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub activate: bool,
+    /// A question that tells whether the app does its work. Left out: it is taken to, while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<ProbeSpec>,
+    /// After the device came up the app is not started earlier than this.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub start_delay_seconds: u32,
     /// Another number restarts the app.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub restart_counter: u32,
-    /// Another number builds the app's volumes anew; what it wrote is lost.
+    /// Another number builds the app's disk and its own volumes anew; what it wrote there is lost. Volumes by name stay.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub purge_counter: u32,
 }
@@ -274,6 +299,78 @@ fn is_zero(value: &u32) -> bool {
 
 /// Name of the controller's own registry.
 pub const BUILTIN_REGISTRY: &str = "builtin";
+
+/// A volume inside an app: one of `volume`, `blank` and `image`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct AppVolumeSpec {
+    /// Name of a Volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
+    /// A directory of the app's own that begins empty; its size, e.g. `1Gi`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blank: Option<String>,
+    /// The files of an image of the app's registry, read-only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Directory inside the app. A directory appears there itself, a file below it under its name.
+    pub mount_path: String,
+}
+
+/// How an app is asked whether it does its work: one of `http` and `tcp`, inside the app's own network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", default)]
+pub struct ProbeSpec {
+    /// Good is an answer with a status of 200 to 399.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpProbe>,
+    /// Good is a port that takes connections.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<TcpProbe>,
+    /// Between two questions; left out: 10.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every_seconds: Option<u32>,
+    /// Left out: 2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<u32>,
+    /// Questions in a row without a good answer after which the app is unhealthy; left out: 3.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failures: Option<u32>,
+    /// For the first good answer after a start; left out: 30.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grace_seconds: Option<u32>,
+    pub on_failure: OnFailure,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct HttpProbe {
+    pub port: u16,
+    /// Left out: `/`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct TcpProbe {
+    pub port: u16,
+}
+
+/// What follows when an app is unhealthy. It is shown as not ready in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub enum OnFailure {
+    /// The device starts it again, also without the controller.
+    #[default]
+    Restart,
+    Report,
+}
 
 /// Attaches an app to a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -412,11 +509,14 @@ pub struct ResourcesSpec {
     pub cpus: u32,
     /// Limit of memory: bytes, or with Ki, Mi, Gi; default 256Mi.
     pub memory: String,
+    /// What the app may write beside its volumes, as for memory. Left out: no limit but the device's disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
 }
 
 impl Default for ResourcesSpec {
     fn default() -> Self {
-        ResourcesSpec { cpus: 1, memory: "256Mi".into() }
+        ResourcesSpec { cpus: 1, memory: "256Mi".into(), disk: None }
     }
 }
 
@@ -520,6 +620,72 @@ impl Default for MirrorSpec {
     }
 }
 
+/// A web server that files come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct DatastoreSpec {
+    /// `https://files.example:8443/some/path` or `http://…`; paths of files go below it.
+    pub url: String,
+    /// Certificates trusted for it besides the common roots, in PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+    /// Name of a Secret with the keys `username` and `password`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<String>,
+}
+
+/// A volume, made on each device that runs an app which uses it. Without `file` and `image` it begins as an empty
+/// directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", default)]
+pub struct VolumeSpec {
+    /// It is a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<FileSpec>,
+    /// It is the tree of an image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageSpec>,
+    /// What apps may write into it: bytes, or with Ki, Mi, Gi. Left out: no limit but the device's disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<String>,
+    /// Several apps of a device may use it, and none can write. One that is not belongs to one app of a device.
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
+    pub read_only: bool,
+    /// Another number builds it anew; what was written is lost.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub purge_counter: u32,
+}
+
+/// A file of a Datastore.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct FileSpec {
+    /// Name of a Datastore.
+    pub datastore: String,
+    /// Below the datastore's URL.
+    pub path: String,
+    /// Of the whole file, 64 hex digits as `sha256sum` prints them.
+    pub sha256: String,
+    /// Name inside the app; left out: the name of the volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// An image of a Registry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ImageSpec {
+    /// `repository:tag` or `repository@sha256:…`.
+    pub reference: String,
+    /// Left out: `builtin`, the controller's own.
+    #[serde(default = "builtin", skip_serializing_if = "is_builtin")]
+    pub registry: String,
+}
+
 /// Values that are delivered encrypted. Never returned by the API.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -544,6 +710,8 @@ pub enum Spec {
     App(AppSpec),
     Network(NetworkSpec),
     Registry(RegistrySpec),
+    Datastore(DatastoreSpec),
+    Volume(VolumeSpec),
     Secret(SecretSpec),
 }
 
@@ -555,6 +723,8 @@ impl Spec {
             Spec::App(_) => Kind::App,
             Spec::Network(_) => Kind::Network,
             Spec::Registry(_) => Kind::Registry,
+            Spec::Datastore(_) => Kind::Datastore,
+            Spec::Volume(_) => Kind::Volume,
             Spec::Secret(_) => Kind::Secret,
         }
     }

@@ -2,6 +2,8 @@
 //! Is the whole intent sound? Checked before anything is published: a missing reference or sub-message would crash
 //! nodes in a loop.
 
+mod storage;
+
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -80,6 +82,8 @@ pub fn problems(intent: &Intent) -> Vec<Problem> {
             }
         }
     });
+    intent.datastores.values().for_each(|store| storage::check_datastore(store, intent, &mut out));
+    intent.volumes.values().for_each(|volume| storage::check_volume(volume, intent, &mut out));
     intent.networks.values().for_each(|network| check_network(network, intent, &mut out));
     intent.apps.values().for_each(|app| check_app(app, intent, &mut out));
     conflicts(intent, &mut out);
@@ -144,6 +148,8 @@ fn names(intent: &Intent, out: &mut Vec<Problem>) {
     intent.apps.values().for_each(|o| check(Kind::App, &o.name, &o.labels));
     intent.networks.values().for_each(|o| check(Kind::Network, &o.name, &o.labels));
     intent.registries.values().for_each(|o| check(Kind::Registry, &o.name, &o.labels));
+    intent.datastores.values().for_each(|o| check(Kind::Datastore, &o.name, &o.labels));
+    intent.volumes.values().for_each(|o| check(Kind::Volume, &o.name, &o.labels));
     intent.secrets.values().for_each(|o| check(Kind::Secret, &o.name, &o.labels));
 }
 
@@ -335,6 +341,7 @@ fn check_app(app: &Object<AppSpec>, intent: &Intent, out: &mut Vec<Problem>) {
         }
     }
     check_user_data(spec, intent, &mut say);
+    storage::check_app(spec, intent, &mut say);
 }
 
 fn is_by_name(rule: &AclSpec) -> bool {
@@ -418,6 +425,7 @@ fn conflicts(intent: &Intent, out: &mut Vec<Problem>) {
         let mut ports: BTreeMap<(u16, bool), &str> = BTreeMap::new();
         let mut addresses: BTreeMap<(&str, u32), &str> = BTreeMap::new();
         let mut networks: BTreeSet<&str> = BTreeSet::new();
+        let mut volumes: BTreeMap<&str, &str> = BTreeMap::new();
         for app in intent.apps.values().filter(|app| is_chosen(&app.spec, device)) {
             let mut say = Say::new(Kind::App, &app.name, out);
             for (index, PortMap { host, protocol, .. }) in
@@ -427,6 +435,17 @@ fn conflicts(intent: &Intent, out: &mut Vec<Problem>) {
                     say.it(
                         &format!("spec.ports[{index}]"),
                         format!("port {host} of device/{} is used by app/{other} already", device.name),
+                    );
+                }
+            }
+            for (index, name) in storage::writable(&app.spec, intent) {
+                if let Some(other) = volumes.insert(name, &app.name).filter(|other| *other != app.name) {
+                    say.it(
+                        &format!("spec.volumes[{index}].volume"),
+                        format!(
+                            "volume/{name} is writable and used by app/{other} on device/{} too; make it readOnly",
+                            device.name
+                        ),
                     );
                 }
             }
@@ -494,6 +513,9 @@ mod tests {
             activate: true,
             restart_counter: 0,
             purge_counter: 0,
+            volumes: Vec::new(),
+            probe: None,
+            start_delay_seconds: 0,
         }
     }
 
@@ -524,6 +546,79 @@ mod tests {
             ]
         "#]]
         .assert_debug_eq(&lines(&intent));
+    }
+
+    #[test]
+    fn what_is_wrong_with_volumes_and_probes_is_named() {
+        use crate::resource::{
+            AppVolumeSpec, DatastoreSpec, FileSpec, ImageSpec, ProbeSpec, TcpProbe, VolumeSpec,
+        };
+        let mut intent = Intent::default();
+        add(&mut intent, "d", Spec::Device(DeviceSpec::default()));
+        add(
+            &mut intent,
+            "s",
+            Spec::Datastore(DatastoreSpec { url: "ftp://a".into(), ..DatastoreSpec::default() }),
+        );
+        let file = |sha256: &str| FileSpec {
+            datastore: "gone".into(),
+            path: "/".into(),
+            sha256: sha256.into(),
+            name: Some("a/b".into()),
+        };
+        let image = ImageSpec { reference: "A".into(), registry: "gone".into() };
+        let size = Some("much".into());
+        let bad = VolumeSpec { file: Some(file("12")), image: Some(image), size, ..VolumeSpec::default() };
+        add(&mut intent, "bad", Spec::Volume(bad));
+        add(&mut intent, "empty", Spec::Volume(VolumeSpec { read_only: true, ..VolumeSpec::default() }));
+        add(&mut intent, "mine", Spec::Volume(VolumeSpec::default()));
+        let named = |name: &str, path: &str| AppVolumeSpec {
+            volume: Some(name.into()),
+            mount_path: path.into(),
+            ..AppVolumeSpec::default()
+        };
+        let mut one = app(&[], &[]);
+        one.volumes = alloc::vec![
+            named("mine", "/data"),
+            named("mine", "/data"),
+            named("gone", "data/.."),
+            AppVolumeSpec { blank: Some("x".into()), image: Some("i".into()), ..named("mine", "/") },
+        ];
+        one.probe =
+            Some(ProbeSpec { tcp: Some(TcpProbe { port: 0 }), failures: Some(0), ..ProbeSpec::default() });
+        one.start_delay_seconds = 100_000;
+        add(&mut intent, "one", Spec::App(one));
+        let mut two = app(&[], &[]);
+        two.volumes = alloc::vec![named("mine", "/data")];
+        two.probe = Some(ProbeSpec::default());
+        add(&mut intent, "two", Spec::App(two));
+        expect_test::expect![[r#"
+            [
+                "app/one spec.probe: port 0 is none",
+                "app/one spec.probe.failures: is not within 1 to 1000",
+                "app/one spec.startDelaySeconds: is more than 86400",
+                "app/one spec.volumes[1].mountPath: '/data' is taken already",
+                "app/one spec.volumes[1].volume: volume/mine stands twice",
+                "app/one spec.volumes[2].mountPath: 'data/..' is no absolute path inside an app like /data",
+                "app/one spec.volumes[2].volume: volume/gone does not exist",
+                "app/one spec.volumes[3]: needs one of volume, blank and image",
+                "app/one spec.volumes[3].blank: 'x' is no size like 512Mi",
+                "app/one spec.volumes[3].mountPath: '/' is no absolute path inside an app like /data",
+                "app/one spec.volumes[3].volume: volume/mine stands twice",
+                "app/two spec.probe: needs one of http and tcp",
+                "app/two spec.volumes[0].volume: volume/mine is writable and used by app/one on device/d too; make it readOnly",
+                "datastore/s spec.url: 'ftp://a' is no URL like https://files.example/path",
+                "volume/bad spec.file.datastore: datastore/gone does not exist",
+                "volume/bad spec.file.name: is no name of a file",
+                "volume/bad spec.file.path: '/' is no path below the datastore's URL",
+                "volume/bad spec.file.sha256: is no sha256 of 64 hex digits; 'sha256sum FILE' prints it",
+                "volume/bad spec.image: stands beside spec.file; a volume is made of one of them",
+                "volume/bad spec.image.reference: 'A' is no image reference like hello:1 or hello@sha256:<64 hex digits>",
+                "volume/bad spec.image.registry: registry/gone does not exist",
+                "volume/bad spec.size: 'much' is no size like 512Mi",
+                "volume/empty spec.readOnly: the volume begins empty and would stay so; give it a file or an image",
+            ]
+        "#]].assert_debug_eq(&lines(&intent));
     }
 
     #[test]

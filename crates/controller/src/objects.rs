@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use controller_core::intent::Object;
 use controller_core::resource::{
-    API_VERSION, AppSpec, DeviceSpec, JoinTokenSpec, Kind, Metadata, NetworkSpec, RegistrySpec, SecretSpec,
-    Spec,
+    API_VERSION, AppSpec, DatastoreSpec, DeviceSpec, JoinTokenSpec, Kind, Metadata, NetworkSpec,
+    RegistrySpec, SecretSpec, Spec, VolumeSpec,
 };
 use schemars::{JsonSchema, Schema};
 use serde::de::DeserializeOwned;
@@ -165,6 +165,8 @@ fn spec(kind: Kind, value: &Value) -> Result<Spec, DocumentError> {
         Kind::App => Spec::App(read::<AppSpec>(value)?),
         Kind::Network => Spec::Network(read::<NetworkSpec>(value)?),
         Kind::Registry => Spec::Registry(read::<RegistrySpec>(value)?),
+        Kind::Datastore => Spec::Datastore(read::<DatastoreSpec>(value)?),
+        Kind::Volume => Spec::Volume(read::<VolumeSpec>(value)?),
         Kind::Secret => Spec::Secret(read::<SecretSpec>(value)?),
     })
 }
@@ -183,6 +185,8 @@ pub(crate) fn spec_schema(kind: Kind) -> Schema {
         Kind::App => of::<AppSpec>(),
         Kind::Network => of::<NetworkSpec>(),
         Kind::Registry => of::<RegistrySpec>(),
+        Kind::Datastore => of::<DatastoreSpec>(),
+        Kind::Volume => of::<VolumeSpec>(),
         Kind::Secret => of::<SecretSpec>(),
     }
 }
@@ -314,9 +318,9 @@ mod tests {
         }
         expect_test::expect![[r#"
             [
-                "spec.img: unknown field; allowed here: acl, activate, devices, env, image, isolation, networks, ports, purgeCounter, registry, resources, restartCounter, secretEnv, selector, userData",
+                "spec.img: unknown field; allowed here: acl, activate, devices, env, image, isolation, networks, ports, probe, purgeCounter, registry, resources, restartCounter, secretEnv, selector, startDelaySeconds, userData, volumes",
                 "spec.networks[1].netwrk: unknown field; allowed here: address, mac, network",
-                "spec.resources.cpu: unknown field; allowed here: cpus, memory",
+                "spec.resources.cpu: unknown field; allowed here: cpus, disk, memory",
                 "spec.userData.secretRef.field: unknown field; allowed here: key, name",
                 "spec.acl[0].port: unknown field; allowed here: action, direction, localPort, protocol, remote, remotePort",
             ]
@@ -346,7 +350,7 @@ mod tests {
                 "spec.resources.cpus: invalid type: string \"two\", expected u32",
                 "spec: missing field `image`",
                 "apiVersion: is missing; write selvedge/v1alpha1",
-                "kind: 'Pod' is none of Device, JoinToken, App, Network, Registry, Secret",
+                "kind: 'Pod' is none of Device, JoinToken, App, Network, Registry, Datastore, Volume, Secret",
                 "metadata: is missing",
                 "metadata.nam: unknown field; allowed here: creationTimestamp, generation, labels, name, resourceVersion, uid",
                 ": an object is wanted: apiVersion, kind, metadata, spec",

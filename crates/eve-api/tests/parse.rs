@@ -55,9 +55,12 @@ fn a_foreign_config_is_read_whole() {
                 mode: NoHyper,
             },
             volumes: [
-                VolumeKey {
-                    id: VolumeId(50000000-0000-4000-8000-000000000001),
-                    generation: 0,
+                VolumeRef {
+                    key: VolumeKey {
+                        id: VolumeId(50000000-0000-4000-8000-000000000001),
+                        generation: 0,
+                    },
+                    mount_dir: "",
                 },
             ],
             interfaces: [

@@ -3,7 +3,7 @@
 //!
 //! Every request is idempotent: a caller that lost the answer asks again.
 
-use model::desired::ContentSource;
+use model::desired::{ContentSource, FileSource};
 use model::flow::{FlowCounters, FlowReport};
 use model::id::{AppId, Digest};
 use model::log::LogEntry;
@@ -143,10 +143,25 @@ pub struct TpmQuote {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FetchRequest {
+pub enum FetchRequest {
+    Image(ImageRequest),
+    File(FileRequest),
+}
+
+/// A part of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRequest {
     pub source: ContentSource,
     pub object: FetchObject,
     /// Where to go on after an interruption. A server that cannot resume makes the reply start at 0 again.
+    pub offset: u64,
+}
+
+/// A file of a web server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRequest {
+    pub source: FileSource,
+    /// As in [`ImageRequest`].
     pub offset: u64,
 }
 

@@ -6,7 +6,7 @@
 
 use model::desired::AppDesired;
 use model::id::AppId;
-use model::observed::{AppMetrics, Exit};
+use model::observed::{AppMetrics, Exit, Health};
 use model::reason::Fault;
 use model::time::{MonoMs, WallTime};
 use serde::{Deserialize, Serialize};
@@ -46,6 +46,8 @@ pub struct ShimStatus {
     pub instance: u64,
     pub start: u32,
     pub phase: ShimPhase,
+    /// What the app's probe says, while it runs and has one.
+    pub health: Option<Health>,
 }
 
 /// ```text

@@ -218,6 +218,7 @@ pub struct ContentTree {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ContentFormat {
     Container,
+    /// A file as it is.
     Raw,
     Qcow2,
     Other(i32),
@@ -240,6 +241,14 @@ pub enum VolumeOrigin {
     Content(ContentTreeId),
 }
 
+/// A volume an app uses, and where it finds it (`VolumeRef`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRef {
+    pub key: VolumeKey,
+    /// Directory inside the app; empty: only below `/dev/eve/volumes`. Of the root volume it says nothing.
+    pub mount_dir: String,
+}
+
 /// An app (`AppInstanceConfig`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppInstance {
@@ -249,7 +258,7 @@ pub struct AppInstance {
     pub is_active: bool,
     pub resources: Resources,
     /// In disk order; the first is the root.
-    pub volumes: Vec<VolumeKey>,
+    pub volumes: Vec<VolumeRef>,
     pub interfaces: Vec<AppInterface>,
     pub restart_counter: u32,
     pub purge_counter: u32,

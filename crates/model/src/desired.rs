@@ -7,7 +7,9 @@ use core::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{AclRule, Credentials, LocalNetwork, NetworkInstanceKind, UserData, VirtualizationMode};
+use crate::config::{
+    AclRule, Credentials, LocalNetwork, NetworkInstanceKind, UserData, VirtualizationMode, VolumeOrigin,
+};
 use crate::id::{AppId, ContentTreeId, Digest, NetworkInstanceId, VolumeKey};
 use crate::net::Mac;
 
@@ -18,12 +20,29 @@ pub struct ContentDesired {
     pub name: String,
     /// Raised to have a tag resolved again.
     pub generation: i64,
-    /// Tried in order.
-    pub sources: Vec<ContentSource>,
-    /// Digest of the manifest or index, when ordered by digest.
+    pub sources: ContentSources,
+    /// Digest of the manifest or index, when ordered by digest; of a file always.
     pub digest: Option<Digest>,
     /// 0: no limit.
     pub max_size_bytes: u64,
+}
+
+/// What the content is and where it can be had, tried in order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContentSources {
+    /// An image.
+    Registries(Vec<ContentSource>),
+    /// A file.
+    Servers(Vec<FileSource>),
+}
+
+/// A file on a web server. Everything fetch needs, so that it keeps nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileSource {
+    /// `https://…` or `http://…`, whole.
+    pub url: String,
+    pub credentials: Option<Credentials>,
+    pub ca_pem: Vec<String>,
 }
 
 /// One place an image can be had from.
@@ -50,7 +69,10 @@ pub struct RegistrySource {
 pub struct VolumeDesired {
     pub key: VolumeKey,
     pub name: String,
-    pub content: ContentTreeId,
+    pub origin: VolumeOrigin,
+    /// What apps may write into it; 0: no limit of its own.
+    pub max_size_bytes: u64,
+    pub is_read_only: bool,
 }
 
 /// A network the net process shall keep (topic `network-desired`, key: network instance id).
@@ -114,12 +136,81 @@ pub struct AppDesired {
     pub memory_bytes: u64,
     pub vcpus: u32,
     pub root: VolumeKey,
+    /// What the app may write beside its volumes; 0: no limit of its own.
+    pub root_size_bytes: u64,
+    /// Volumes besides the root, in disk order.
+    pub mounts: Vec<MountDesired>,
     pub image: ImageConfig,
     /// Layer directories below the store's directory, lowest first.
     pub layers: Vec<Digest>,
     pub vif_count: u16,
     pub dns: Vec<Ipv4Addr>,
     pub user_data: Option<UserData>,
+    /// Not started earlier than this after the node came up.
+    pub start_delay_s: u32,
+    pub probe: Option<Probe>,
+}
+
+/// A volume inside an app. It appears as `/dev/eve/volumes/by-id/INDEX`, as `/dev/eve/volumes/by-name/NAME`, and where
+/// `dir` says: a tree at `dir` itself, a file as `dir/INDEX` and as `dir/NAME`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountDesired {
+    pub volume: VolumeKey,
+    /// Place in the app's list of volumes; the root has 0.
+    pub index: u16,
+    /// Fit to be a file name; empty: there is none.
+    pub name: String,
+    /// Absolute; empty: nowhere else.
+    pub dir: String,
+    pub content: MountContent,
+    pub is_read_only: bool,
+    /// 0: no limit of its own.
+    pub max_size_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MountContent {
+    /// A directory of the volume's own.
+    Directory,
+    /// A file of the volume's own.
+    File,
+    /// A file of the store, which nobody may write.
+    StoredFile(Digest),
+    /// The tree of an image: layers of the store, lowest first.
+    Tree(Vec<Digest>),
+}
+
+/// A question that tells whether an app that runs does its work. Asked inside the app's own network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    pub kind: ProbeKind,
+    pub port: u16,
+    /// Between two questions.
+    pub every_s: u32,
+    /// An answer that comes later is none.
+    pub timeout_s: u32,
+    /// Questions in a row without a good answer after which the app is unhealthy.
+    pub failures: u32,
+    /// After its start the app has this long for the first good answer.
+    pub grace_s: u32,
+    pub action: ProbeAction,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProbeKind {
+    /// The port takes connections.
+    Tcp,
+    /// `GET` of the path is answered with a status of 200 to 399.
+    Http { path: String },
+}
+
+/// What follows when an app is unhealthy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProbeAction {
+    /// It is stopped and started again, with growing pauses.
+    Restart,
+    /// It is reported.
+    Report,
 }
 
 /// What the image says of how it is to be run (OCI image config).

@@ -39,6 +39,8 @@ pub enum ContentState {
         total_bytes: u64,
     },
     Loaded(Image),
+    /// A file, whole.
+    LoadedFile(Blob),
 }
 
 /// An image in the store, ready to be used.
@@ -65,10 +67,35 @@ pub struct Blob {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeObserved {
     pub key: VolumeKey,
-    /// Image the volume was made from, once it is made.
-    pub image: Option<Image>,
+    /// What it is made of, once it is made.
+    pub made: Option<MadeVolume>,
+    /// What apps wrote into it.
     pub used_bytes: u64,
+    /// Why it is not made, or why it cannot be used as it is.
     pub fault: Option<Fault>,
+}
+
+/// What a volume was made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MadeVolume {
+    /// A writable layer over an image.
+    Image(Image),
+    /// A directory that began empty.
+    Directory,
+    /// A copy of a file.
+    File(Digest),
+    /// A file of the store as it is; only for volumes that are read-only.
+    StoredFile(Digest),
+}
+
+impl VolumeObserved {
+    /// The image below it, where there is one.
+    pub fn image(&self) -> Option<&Image> {
+        match &self.made {
+            Some(MadeVolume::Image(image)) => Some(image),
+            Some(MadeVolume::Directory | MadeVolume::File(_) | MadeVolume::StoredFile(_)) | None => None,
+        }
+    }
 }
 
 /// Topic `network-observed`, key: network instance id.
@@ -112,11 +139,27 @@ pub struct AppObserved {
     pub state: RunState,
     /// Starts of this instance so far.
     pub starts: u32,
+    /// What its probe says, while it runs and has one.
+    pub health: Option<Health>,
     pub fault: Option<Fault>,
+}
+
+/// What an app's probe says of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Health {
+    /// No good answer yet since its start.
+    Unknown,
+    Good,
+    /// Why the last questions failed.
+    Bad(String),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RunState {
+    /// Its start is due at `until`.
+    Delayed {
+        until: MonoMs,
+    },
     Starting,
     Running {
         since: MonoMs,

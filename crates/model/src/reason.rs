@@ -72,6 +72,14 @@ reasons! {
     RegistryUnreachable, Warning, Automatic, "check the registry's address and the node's uplinks";
     /// The registry's certificate is not trusted.
     RegistryUntrusted, Error, AfterChange, "add the registry's CA certificate to the registry";
+    /// The file is not on the server.
+    FileNotFound, Error, Automatic, "check the path of the file; put it on the server";
+    /// The server of a datastore refused the credentials.
+    DatastoreAuthRefused, Error, Automatic, "check the user name and password of the datastore";
+    /// The server of a datastore cannot be reached or answers with errors.
+    DatastoreUnreachable, Warning, Automatic, "check the datastore's URL and the node's uplinks";
+    /// The certificate of a datastore's server is not trusted.
+    DatastoreUntrusted, Error, AfterChange, "add the CA certificate of the server to the datastore";
     /// Content does not have the digest it was named by.
     DigestMismatch, Error, Automatic, "push the image again; if it persists suspect the registry or the path to it";
     /// The image has no variant for this machine.
@@ -80,6 +88,10 @@ reasons! {
     ImageInvalid, Error, AfterChange, "rebuild the image; the message names what is wrong";
     /// No room on the disk.
     DiskFull, Error, Automatic, "remove apps or volumes, or give the node a larger disk";
+    /// An app wrote more into a volume than its size.
+    VolumeFull, Error, AfterChange, "raise the volume's size, or purge the volume or its app";
+    /// A writable volume is used by another app.
+    VolumeInUse, Error, AfterChange, "make the volume read-only, or use it in one app only";
     /// More memory asked for than the box has left.
     MemoryExceeded, Error, AfterChange, "lower the memory of this or another app";
     /// Reading or writing the node's own storage failed.
@@ -94,6 +106,8 @@ reasons! {
     AppExited, Warning, Automatic, "check the app's log";
     /// The app was killed for using more memory than its limit.
     AppOutOfMemory, Error, Automatic, "raise the app's memory";
+    /// The app runs, and does not answer its probe.
+    AppUnhealthy, Warning, Automatic, "check the app's log and the probe's port and path";
     /// A secret of the config cannot be decrypted.
     SecretUndecryptable, Error, AfterChange, "send the secret again; the node's or the controller's key changed";
     /// User data is neither KEY=VALUE lines nor a supported cloud-config.

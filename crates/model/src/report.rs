@@ -238,7 +238,18 @@ pub struct AppReport {
     pub version: String,
     pub started_at: Option<WallTime>,
     pub metrics: AppMetrics,
+    /// Its volumes, the root first.
+    pub disks: Vec<AppDiskReport>,
     pub links: Vec<LinkMetrics>,
+}
+
+/// A volume as its app has it (`appDiskMetric`). Sizes travel in MiB.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppDiskReport {
+    pub name: String,
+    /// 0: no limit of its own.
+    pub provisioned_bytes: u64,
+    pub used_bytes: u64,
 }
 
 /// Of one network instance (`ZMetricNetworkInstance`).

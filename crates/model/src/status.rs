@@ -111,6 +111,8 @@ pub struct VolumeStatus {
     pub state: SwState,
     pub progress_percent: u8,
     pub used_bytes: u64,
+    /// 0: no limit of its own.
+    pub max_size_bytes: u64,
     pub users: u32,
     pub faults: Vec<Fault>,
 }

@@ -231,6 +231,10 @@ mod tests {
             vif_count: 0,
             dns: vec![],
             user_data: None,
+            root_size_bytes: 0,
+            mounts: vec![],
+            start_delay_s: 0,
+            probe: None,
         };
         (id(last), order)
     }

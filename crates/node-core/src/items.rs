@@ -10,6 +10,8 @@ use alloc::vec::Vec;
 use model::config::ConfigItem;
 use model::status::ConfigItemStatus;
 
+use crate::apps::probe;
+
 /// The properties this node acts upon, with all times in seconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Items {
@@ -83,6 +85,8 @@ fn read_one(item: &ConfigItem, out: &mut Items) -> ConfigItemStatus {
             out.is_maintenance = on;
             true
         })
+    } else if let Some(result) = probe::check(&item.key, &item.value) {
+        result.map(|()| true)
     } else {
         Ok(false)
     };

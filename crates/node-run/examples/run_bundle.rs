@@ -54,6 +54,7 @@ fn main() -> Result<(), Failure> {
     let container = Container {
         hostname: "bundle".into(),
         root,
+        volumes: Vec::new(),
         args: args.collect(),
         env,
         working_dir,

@@ -8,6 +8,7 @@
 
 pub mod container;
 pub mod output;
+pub mod quota;
 pub mod run;
 pub mod shim;
 pub mod userdata;

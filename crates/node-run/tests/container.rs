@@ -80,6 +80,7 @@ impl World {
     fn container(&self, args: &[&str]) -> Container {
         Container {
             hostname: "tested".into(),
+            volumes: vec![],
             root: RootFs::Overlay {
                 layers: vec![self.path("low"), self.path("high")],
                 upper: self.path("volume/upper"),

@@ -75,6 +75,10 @@ fn spec(script: &str) -> AppDesired {
         vif_count: 0,
         dns: vec![],
         user_data: None,
+        root_size_bytes: 0,
+        mounts: vec![],
+        start_delay_s: 0,
+        probe: None,
     }
 }
 

@@ -16,12 +16,13 @@ use std::sync::atomic::AtomicBool;
 
 use ipc::calls::FetchRequest;
 use ipc::limits::{APP_UID_BASE, APP_UID_COUNT};
-use model::desired::{ContentDesired, ContentSource, RegistrySource};
+use model::desired::{ContentDesired, ContentSource, ContentSources, RegistrySource};
 use model::id::ContentTreeId;
 use model::reason::Fault;
+use node_agent::fetch::client::Agents;
 use node_agent::fetch::registry::Registries;
 use node_agent::resolve::Dns;
-use node_store::catalog::Catalog;
+use node_store::catalog::{Catalog, Held};
 use node_store::pull::Pull;
 use node_store::source::{Opened, Source};
 use oci::platform::Platform;
@@ -32,6 +33,7 @@ struct InProcess(Registries);
 
 impl Source for InProcess {
     fn open(&self, request: &FetchRequest, _: &Arc<AtomicBool>) -> Result<Opened, Fault> {
+        let FetchRequest::Image(request) = request else { unreachable!("no file is asked for") };
         let opened = self.0.open(request, None)?;
         Ok(Opened {
             media_type: opened.media_type,
@@ -68,20 +70,21 @@ fn main() -> ExitCode {
         id: ContentTreeId(Default::default()),
         name: repository.clone(),
         generation: 0,
-        sources: vec![source],
+        sources: ContentSources::Registries(vec![source]),
         digest: None,
         max_size_bytes: 0,
     };
     let pull = Pull {
         catalog: &catalog,
-        source: &InProcess(Registries::new(Dns::default(), b"")),
+        source: &InProcess(Registries::new(Arc::new(Agents::new(Dns::default(), b"")))),
         platform: &Platform::this_machine(),
         desired: &desired,
         cancelled: &Arc::default(),
         progress: &|_| {},
     };
     match pull.run() {
-        Ok(image) => {
+        Ok(Held::File(_)) => unreachable!("an image was ordered"),
+        Ok(Held::Image(image)) => {
             for layer in &image.layers {
                 println!("{}", catalog.layer_path(layer).display());
             }

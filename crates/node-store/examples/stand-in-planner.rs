@@ -8,7 +8,8 @@ use ipc::topics::{
     ContentDesired as ContentDesiredTopic, ContentObserved, VolumeDesired as VolumeDesiredTopic,
     VolumeObserved,
 };
-use model::desired::{ContentDesired, ContentSource, RegistrySource, VolumeDesired};
+use model::config::VolumeOrigin;
+use model::desired::{ContentDesired, ContentSource, ContentSources, RegistrySource, VolumeDesired};
 use model::id::{ContentTreeId, VolumeId, VolumeKey};
 use service::{Event, Service, log};
 
@@ -23,12 +24,18 @@ fn main() -> ExitCode {
             id: ContentTreeId(Default::default()),
             name: "ordered".into(),
             generation: 0,
-            sources: vec![source],
+            sources: ContentSources::Registries(vec![source]),
             digest: None,
             max_size_bytes: 0,
         };
         let key = VolumeKey { id: VolumeId(Default::default()), generation: 1 };
-        let volume = VolumeDesired { key, name: "ordered".into(), content: content.id };
+        let volume = VolumeDesired {
+            key,
+            name: "ordered".into(),
+            origin: VolumeOrigin::Content(content.id),
+            max_size_bytes: 0,
+            is_read_only: false,
+        };
         if setting("order") != "nothing" {
             service.publish::<ContentDesiredTopic>(&content.id.to_string(), &content);
             service.publish::<VolumeDesiredTopic>(&key.to_string(), &volume);

@@ -4,14 +4,15 @@
 //! Content is pulled when its order is not served by what is held; volumes are made once, from the content they name, and
 //! from then on belong to their key. Things that nobody wants go, but only when the topic that would want them is synced.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use model::config::VolumeOrigin;
 use model::desired::{ContentDesired, VolumeDesired};
 use model::id::{ContentTreeId, VolumeKey};
-use model::observed::Image;
+use model::observed::MadeVolume;
 use model::time::MonoMs;
 
-use crate::catalog::{ImageRecord, Order};
+use crate::catalog::{ContentRecord, Order};
 
 /// Images pulled at one time, so that a slow registry does not hold up another one.
 pub const MAX_PULLS: usize = 2;
@@ -24,8 +25,10 @@ pub struct Inputs<'a> {
     pub is_content_synced: bool,
     pub volumes: &'a BTreeMap<VolumeKey, VolumeDesired>,
     pub is_volumes_synced: bool,
-    pub held: &'a BTreeMap<ContentTreeId, ImageRecord>,
-    pub made: &'a BTreeMap<VolumeKey, Image>,
+    pub held: &'a BTreeMap<ContentTreeId, ContentRecord>,
+    pub made: &'a BTreeMap<VolumeKey, MadeVolume>,
+    /// Volumes that are being made.
+    pub making: &'a BTreeSet<VolumeKey>,
     /// What each pull under way was started for.
     pub pulling: &'a BTreeMap<ContentTreeId, Order>,
     /// Orders that failed, and when to try again.
@@ -39,7 +42,7 @@ pub enum Step {
     Pull(ContentTreeId),
     Cancel(ContentTreeId),
     MakeVolume(VolumeKey),
-    DropImage(ContentTreeId),
+    DropContent(ContentTreeId),
     DropVolume(VolumeKey),
     Sweep,
 }
@@ -59,7 +62,7 @@ pub fn plan(inputs: &Inputs<'_>) -> (Vec<Step>, Option<MonoMs>) {
     }
     if inputs.is_content_synced {
         let unwanted = inputs.held.keys().filter(|id| !inputs.content.contains_key(id));
-        steps.extend(unwanted.map(|id| Step::DropImage(*id)));
+        steps.extend(unwanted.map(|id| Step::DropContent(*id)));
     }
     if inputs.is_volumes_synced {
         let unwanted = inputs.made.keys().filter(|key| !inputs.volumes.contains_key(key));
@@ -67,10 +70,12 @@ pub fn plan(inputs: &Inputs<'_>) -> (Vec<Step>, Option<MonoMs>) {
     }
     for (key, desired) in inputs.volumes {
         let is_ready = || {
-            let order = inputs.content.get(&desired.content).map(Order::of)?;
-            inputs.held.get(&desired.content).filter(|record| record.order.serves(&order))
+            let VolumeOrigin::Content(tree) = desired.origin else { return Some(()) };
+            let order = inputs.content.get(&tree).map(Order::of)?;
+            inputs.held.get(&tree).filter(|record| record.order.serves(&order)).map(drop)
         };
-        if !inputs.made.contains_key(key) && is_ready().is_some() {
+        let is_begun = inputs.made.contains_key(key) || inputs.making.contains(key);
+        if !is_begun && is_ready().is_some() {
             steps.push(Step::MakeVolume(*key));
         }
     }
@@ -95,7 +100,7 @@ pub fn plan(inputs: &Inputs<'_>) -> (Vec<Step>, Option<MonoMs>) {
         }
     }
     // A pull counts on layers it found; and what is dropped now is garbage only afterwards.
-    let is_quiet = steps.is_empty() && inputs.pulling.is_empty();
+    let is_quiet = steps.is_empty() && inputs.pulling.is_empty() && inputs.making.is_empty();
     if inputs.may_have_garbage && is_quiet && inputs.is_content_synced && inputs.is_volumes_synced {
         steps.push(Step::Sweep);
     }
@@ -104,17 +109,20 @@ pub fn plan(inputs: &Inputs<'_>) -> (Vec<Step>, Option<MonoMs>) {
 
 #[cfg(test)]
 mod tests {
-    use model::desired::{ContentSource, ImageConfig, RegistrySource};
+    use model::desired::{ContentSource, ContentSources, ImageConfig, RegistrySource};
     use model::id::{Digest, VolumeId};
+    use model::observed::Image;
 
     use super::*;
+    use crate::catalog::Held;
 
     #[derive(Default)]
     struct World {
         content: BTreeMap<ContentTreeId, ContentDesired>,
         volumes: BTreeMap<VolumeKey, VolumeDesired>,
-        held: BTreeMap<ContentTreeId, ImageRecord>,
-        made: BTreeMap<VolumeKey, Image>,
+        held: BTreeMap<ContentTreeId, ContentRecord>,
+        made: BTreeMap<VolumeKey, MadeVolume>,
+        making: BTreeSet<VolumeKey>,
         pulling: BTreeMap<ContentTreeId, Order>,
         waiting: BTreeMap<ContentTreeId, (Order, MonoMs)>,
         unsynced: bool,
@@ -131,6 +139,7 @@ mod tests {
                 is_volumes_synced: !self.unsynced,
                 held: &self.held,
                 made: &self.made,
+                making: &self.making,
                 pulling: &self.pulling,
                 waiting: &self.waiting,
                 may_have_garbage: self.garbage,
@@ -142,7 +151,8 @@ mod tests {
         }
 
         fn hold(&mut self, number: u8, desired: &ContentDesired) {
-            self.held.insert(id(number), ImageRecord::new(id(number), Order::of(desired), image()));
+            let held = Held::Image(image());
+            self.held.insert(id(number), ContentRecord::new(id(number), Order::of(desired), held));
         }
     }
 
@@ -170,14 +180,24 @@ mod tests {
             id: id(number),
             name: format!("c{number}"),
             generation,
-            sources: vec![ContentSource { registry, repository: "a".into(), reference: "latest".into() }],
+            sources: ContentSources::Registries(vec![ContentSource {
+                registry,
+                repository: "a".into(),
+                reference: "latest".into(),
+            }]),
             digest: None,
             max_size_bytes: 0,
         }
     }
 
     fn volume(number: u8, from: u8) -> VolumeDesired {
-        VolumeDesired { key: key(number), name: String::new(), content: id(from) }
+        VolumeDesired {
+            key: key(number),
+            name: String::new(),
+            origin: VolumeOrigin::Content(id(from)),
+            max_size_bytes: 0,
+            is_read_only: false,
+        }
     }
 
     #[test]
@@ -240,20 +260,32 @@ mod tests {
         assert_eq!(world.steps(), [Step::Pull(id(1))]);
         world.hold(1, &content(1, 1));
         assert_eq!(world.steps(), [Step::MakeVolume(key(9))]);
-        world.made.insert(key(9), image());
+        world.made.insert(key(9), MadeVolume::Image(image()));
         world.content.insert(id(1), content(1, 2));
         assert_eq!(world.steps(), [Step::Pull(id(1))]);
+    }
+
+    #[test]
+    fn a_blank_volume_waits_for_nothing_and_is_made_once() {
+        let mut world = World { garbage: true, ..World::default() };
+        world.volumes.insert(key(9), VolumeDesired { origin: VolumeOrigin::Blank, ..volume(9, 1) });
+        assert_eq!(world.steps(), [Step::MakeVolume(key(9))]);
+        world.making.insert(key(9));
+        assert_eq!(world.steps(), [], "nothing is swept meanwhile");
+        world.making.clear();
+        world.made.insert(key(9), MadeVolume::Directory);
+        assert_eq!(world.steps(), [Step::Sweep]);
     }
 
     #[test]
     fn absent_is_deleted_only_when_the_planner_has_said_all() {
         let mut world = World { unsynced: true, garbage: true, ..World::default() };
         world.hold(1, &content(1, 0));
-        world.made.insert(key(9), image());
+        world.made.insert(key(9), MadeVolume::Image(image()));
         world.pulling.insert(id(2), Order::of(&content(2, 0)));
         assert_eq!(world.steps(), []);
         world.unsynced = false;
-        assert_eq!(world.steps(), [Step::Cancel(id(2)), Step::DropImage(id(1)), Step::DropVolume(key(9))]);
+        assert_eq!(world.steps(), [Step::Cancel(id(2)), Step::DropContent(id(1)), Step::DropVolume(key(9))]);
         world.held.clear();
         world.made.clear();
         assert_eq!(world.steps(), [Step::Cancel(id(2))]);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Bringing one image into the catalog.
+//! Bringing the content of one tree into the catalog: an image, or a file (see [`crate::file`]).
 //!
 //! ```text
 //! tag or digest ─▶ index? ─▶ manifest ─▶ config ─▶ layers, several at a time ─▶ sync ─▶ names ─▶ record
@@ -17,8 +17,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use ipc::calls::FetchObject;
-use model::desired::{ContentDesired, ContentSource};
+use ipc::calls::{FetchObject, FetchRequest, ImageRequest};
+use model::desired::{ContentDesired, ContentSource, ContentSources};
 use model::id::Digest;
 use model::observed::{Blob, Image};
 use model::reason::{Fault, Reason};
@@ -29,7 +29,7 @@ use oci::manifest::{Descriptor, Document, MAX_MANIFEST_BYTES, Manifest, OCI_INDE
 use oci::platform::Platform;
 use oci::unpack::{Limits, Report, adopt_attributes};
 
-use crate::catalog::{Catalog, LayerInfo, Order, StorageError};
+use crate::catalog::{Catalog, Held, LayerInfo, Order, StorageError};
 use crate::source::{BlobReader, FaultError, Source};
 
 /// Layers of one image fetched and unpacked at one time. Each has two threads.
@@ -37,9 +37,9 @@ const LAYERS_AT_ONCE: usize = 3;
 /// Indexes within indexes.
 const MAX_INDEX_DEPTH: usize = 2;
 /// How often progress is told.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+pub(crate) const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// Room on the disk that a pull leaves to others.
-const RESERVED_BYTES: u64 = 256 << 20;
+pub(crate) const RESERVED_BYTES: u64 = 256 << 20;
 
 /// How far a pull is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,18 +75,24 @@ impl std::fmt::Debug for Pull<'_> {
 }
 
 impl Pull<'_> {
-    /// Tries the sources in order and records the image. The fault is that of the last source.
-    pub fn run(&self) -> Result<Image, Fault> {
+    /// Tries the sources in order and records what is held. The fault is that of the last source.
+    pub fn run(&self) -> Result<Held, Fault> {
+        let held = match &self.desired.sources {
+            ContentSources::Registries(sources) => self.any(sources, |from| self.from(from).map(Held::Image)),
+            ContentSources::Servers(sources) => self.any(sources, |from| self.file(from).map(Held::File)),
+        }?;
+        self.catalog
+            .put_content(self.desired.id, Order::of(self.desired), held.clone())
+            .map_err(|error| error.fault())?;
+        Ok(held)
+    }
+
+    fn any<S>(&self, sources: &[S], from: impl Fn(&S) -> Result<Held, Fault>) -> Result<Held, Fault> {
         let mut fault =
             Fault::new(Reason::InvalidConfig, format!("content tree {} names no source", self.desired.name));
-        for from in &self.desired.sources {
-            match self.from(from) {
-                Ok(image) => {
-                    self.catalog
-                        .put_image(self.desired.id, Order::of(self.desired), image.clone())
-                        .map_err(|error| error.fault())?;
-                    return Ok(image);
-                }
+        for source in sources {
+            match from(source) {
+                Ok(held) => return Ok(held),
                 Err(next) => fault = next,
             }
             if self.cancelled.load(Ordering::Relaxed) {
@@ -245,7 +251,7 @@ impl Pull<'_> {
             reader.take(limit + 1).read_to_end(&mut bytes).map_err(fault)?;
             return Ok((bytes, String::new()));
         }
-        let request = ipc::calls::FetchRequest { source: from.clone(), object, offset: 0 };
+        let request = FetchRequest::Image(ImageRequest { source: from.clone(), object, offset: 0 });
         let opened = self.source.open(&request, self.cancelled)?;
         opened.body.take(limit + 1).read_to_end(&mut bytes).map_err(fault)?;
         if opened.size.is_some_and(|size| (bytes.len() as u64) < size.min(limit)) {
@@ -417,7 +423,7 @@ impl Pull<'_> {
     }
 
     /// Bytes a layer may have: what the disk has free.
-    fn room(&self) -> Result<u64, Fault> {
+    pub(crate) fn room(&self) -> Result<u64, Fault> {
         let stat = rustix::fs::statvfs(self.catalog.root())
             .map_err(|error| StorageError::new("look at", self.catalog.root(), error.into()).fault())?;
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
@@ -518,7 +524,7 @@ fn blob_of(descriptor: &Descriptor) -> Blob {
 }
 
 /// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

@@ -16,9 +16,10 @@ use ipc::topics::{
     StorageObserved as StorageObservedTopic, VolumeDesired as VolumeDesiredTopic,
     VolumeObserved as VolumeObservedTopic,
 };
-use model::desired::{ContentDesired, VolumeDesired};
-use model::id::{ContentTreeId, VolumeKey};
-use model::observed::{ContentObserved, ContentState, Image, StorageObserved, VolumeObserved};
+use model::config::VolumeOrigin;
+use model::desired::{ContentDesired, ContentSources, VolumeDesired};
+use model::id::{ContentTreeId, Digest, VolumeKey};
+use model::observed::{ContentObserved, ContentState, MadeVolume, StorageObserved, VolumeObserved};
 use model::reason::{Fault, Reason, Retry};
 use model::time::MonoMs;
 use oci::platform::Platform;
@@ -27,9 +28,10 @@ use reconcile::Backoff;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use service::{Caller, Event, Poster, Service, log};
 
-use crate::catalog::{Catalog, Order, StorageError};
+use crate::catalog::{Catalog, Held, Order, StorageError};
 use crate::plan::{Inputs, Step, plan};
 use crate::pull::{Progress, Pull};
+use crate::room::{Disk, Judge, Size};
 use crate::source::{Opened, Source, cancelled};
 
 /// Waits between tries: from the first to the longest. Where only a change of image or config is known to help, the
@@ -42,8 +44,18 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(240);
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(120);
 /// How soon a waiting pull sees that it is cancelled.
 const CANCEL_LATENCY: Duration = Duration::from_millis(500);
-/// How often room and sizes are looked at.
-const LOOK_INTERVAL_MS: u64 = 60_000;
+/// Before a volume that could not be made is tried again.
+const VOLUME_RETRY_MS: u64 = 10_000;
+/// How often volumes are measured when nothing says that they grow.
+const MEASURE_INTERVAL_MS: u64 = 60_000;
+/// The same when some have a limit: what one writes another may delete, and the disk's fill shows nothing.
+const MEASURE_LIMITED_INTERVAL_MS: u64 = 10_000;
+/// Part of a processor that measuring may take: one in so many.
+const MEASURE_PART: u64 = 20;
+/// Sizes of volumes are published so often at most: every one becomes a message to the controller.
+const SIZES_TOLD_MS: u64 = 30_000;
+/// The disk's fill differs by so much: volumes may have grown.
+const GROWTH_BYTES: u64 = 1 << 20;
 /// Where the store's disk is mounted on the node.
 const MOUNT_POINT: &str = "/persist";
 
@@ -59,9 +71,12 @@ pub enum RunError {
 #[derive(Debug)]
 pub enum Posted {
     Progress(ContentTreeId, Progress),
-    Ended(ContentTreeId, Result<Image, Fault>),
-    /// Sizes of volumes; what was put aside is gone.
-    Looked(BTreeMap<VolumeKey, u64>),
+    Ended(ContentTreeId, Result<Held, Fault>),
+    Made(VolumeKey, Result<(), Fault>),
+    /// Sizes of volumes.
+    Measured(BTreeMap<VolumeKey, u64>),
+    /// What was put aside is gone.
+    Emptied,
 }
 
 /// The process's life.
@@ -78,13 +93,20 @@ pub fn run(service: Service<Posted>) -> Result<(), RunError> {
         service,
         pulls: BTreeMap::new(),
         failed: BTreeMap::new(),
+        making: BTreeSet::new(),
         volume_faults: BTreeMap::new(),
         volume_bytes: BTreeMap::new(),
+        bytes_before: BTreeMap::new(),
+        judge: Judge::default(),
+        told_bytes: BTreeMap::new(),
         said_content: BTreeSet::new(),
         said_volumes: BTreeSet::new(),
         may_have_garbage: true,
-        is_looking: false,
-        look_again: false,
+        measuring: None,
+        measure_at: (MonoMs(0), MonoMs(0)),
+        used_at_measure: 0,
+        is_emptying: false,
+        empty_again: false,
         look_at: MonoMs(0),
     };
     store.live();
@@ -98,14 +120,26 @@ struct Store {
     poster: Poster<Posted>,
     pulls: BTreeMap<ContentTreeId, Running>,
     failed: BTreeMap<ContentTreeId, Failed>,
-    volume_faults: BTreeMap<VolumeKey, Fault>,
+    making: BTreeSet<VolumeKey>,
+    /// Why it is not made, and when that is tried again.
+    volume_faults: BTreeMap<VolumeKey, (Fault, MonoMs)>,
+    /// As measured last, and before that.
     volume_bytes: BTreeMap<VolumeKey, u64>,
+    bytes_before: BTreeMap<VolumeKey, u64>,
+    judge: Judge,
+    /// Sizes as published, and when they were measured.
+    told_bytes: BTreeMap<VolumeKey, (u64, MonoMs)>,
     /// Keys published, so that those without meaning are removed.
     said_content: BTreeSet<ContentTreeId>,
     said_volumes: BTreeSet<VolumeKey>,
     may_have_garbage: bool,
-    is_looking: bool,
-    look_again: bool,
+    /// Since when.
+    measuring: Option<MonoMs>,
+    /// Not before, and at the latest.
+    measure_at: (MonoMs, MonoMs),
+    used_at_measure: u64,
+    is_emptying: bool,
+    empty_again: bool,
     look_at: MonoMs,
 }
 
@@ -179,7 +213,9 @@ impl Store {
                 .iter()
                 .map(|(id, failed)| (*id, (failed.order.clone(), failed.retry_at)))
                 .collect();
-            let (held, made) = (self.catalog.images(), self.catalog.volumes());
+            let (held, made) = (self.catalog.contents(), self.catalog.volumes());
+            let delayed = self.volume_faults.iter().filter(|(_, (_, retry_at))| *retry_at > now);
+            let making = self.making.iter().chain(delayed.map(|(key, _)| key)).copied().collect();
             let (steps, next) = plan(&Inputs {
                 now,
                 content: &content,
@@ -188,6 +224,7 @@ impl Store {
                 is_volumes_synced: self.service.is_synced::<VolumeDesiredTopic>(),
                 held: &held,
                 made: &made,
+                making: &making,
                 pulling: &pulling,
                 waiting: &waiting,
                 may_have_garbage: self.may_have_garbage,
@@ -202,10 +239,7 @@ impl Store {
             }
             done.extend(steps);
         }
-        if now >= self.look_at {
-            self.look_at = now.plus_ms(LOOK_INTERVAL_MS);
-            self.look();
-        }
+        self.look(now, &volumes);
         self.tell_content(&content);
         self.tell_volumes(&volumes);
         deadline.map_or(self.look_at, |at| at.min(self.look_at))
@@ -229,10 +263,10 @@ impl Store {
                 }
             }
             Step::MakeVolume(key) => self.make_volume(key, volumes),
-            Step::DropImage(id) => {
+            Step::DropContent(id) => {
                 log::info(format_args!("content {id} is no longer wanted"));
                 self.may_have_garbage = true;
-                warn_of(self.catalog.drop_image(id));
+                warn_of(self.catalog.drop_content(id));
             }
             Step::DropVolume(key) => {
                 log::info(format_args!("volume {key} is no longer wanted"));
@@ -241,12 +275,14 @@ impl Store {
             }
             Step::Sweep => {
                 self.may_have_garbage = false;
-                match self.catalog.sweep() {
+                match self.catalog.sweep(&awaited(content)) {
                     Ok(0) => {}
-                    Ok(count) => log::info(format_args!("{count} layers and blobs were no longer needed")),
+                    Ok(count) => {
+                        log::info(format_args!("{count} layers, files and blobs were no longer needed"))
+                    }
                     Err(error) => log::warn(format_args!("{}", error.fault())),
                 }
-                self.look();
+                self.empty_trash();
             }
         }
     }
@@ -288,17 +324,48 @@ impl Store {
     }
 
     fn make_volume(&mut self, key: VolumeKey, volumes: &BTreeMap<VolumeKey, VolumeDesired>) {
-        let images = self.catalog.images();
-        let Some(record) = volumes.get(&key).and_then(|desired| images.get(&desired.content)) else { return };
-        match self.catalog.make_volume(key, &record.image) {
+        let contents = self.catalog.contents();
+        let Some(desired) = volumes.get(&key) else { return };
+        let made = match desired.origin {
+            VolumeOrigin::Blank => MadeVolume::Directory,
+            VolumeOrigin::Content(tree) => match contents.get(&tree).map(|record| &record.held) {
+                Some(Held::Image(image)) => MadeVolume::Image(image.clone()),
+                Some(Held::File(file)) if desired.is_read_only => MadeVolume::StoredFile(file.digest),
+                Some(Held::File(file)) => MadeVolume::File(file.digest),
+                None => return,
+            },
+        };
+        let MadeVolume::File(_) = made else {
+            let result = self.catalog.make_volume(key, made).map_err(|error| error.fault());
+            return self.volume_made(key, result);
+        };
+        // A copy takes its time.
+        let (catalog, poster) = (self.catalog.clone(), self.poster.clone());
+        let started = thread::Builder::new().name("copy".into()).spawn(move || {
+            poster.post(Posted::Made(key, catalog.make_volume(key, made).map_err(|error| error.fault())));
+        });
+        match started {
+            Ok(_) => {
+                self.making.insert(key);
+            }
+            Err(error) => {
+                let fault = Fault::new(Reason::Internal, format!("cannot start a thread: {error}"));
+                self.volume_made(key, Err(fault));
+            }
+        }
+    }
+
+    fn volume_made(&mut self, key: VolumeKey, result: Result<(), Fault>) {
+        self.making.remove(&key);
+        match result {
             Ok(()) => {
                 log::info(format_args!("volume {key} is made"));
                 self.volume_faults.remove(&key);
             }
-            Err(error) => {
-                let fault = error.fault();
+            Err(fault) => {
                 log::error(format_args!("volume {key}: {fault}"));
-                self.volume_faults.insert(key, fault);
+                let retry_at = self.service.now().mono.plus_ms(VOLUME_RETRY_MS);
+                self.volume_faults.insert(key, (fault, retry_at));
             }
         }
     }
@@ -324,22 +391,24 @@ impl Store {
                 // Layers of a pull that failed, or of the image before, may be needed no longer.
                 self.may_have_garbage = true;
                 match result {
-                    Ok(image) => {
-                        log::info(format_args!(
-                            "content {id} is loaded: {}, {} bytes",
-                            image.digest, image.total_bytes
-                        ));
+                    Ok(held) => {
+                        let (digest, bytes) = match &held {
+                            Held::Image(image) => (image.digest, image.total_bytes),
+                            Held::File(file) => (file.digest, file.size_bytes),
+                        };
+                        log::info(format_args!("content {id} is loaded: {digest}, {bytes} bytes"));
                         self.failed.remove(&id);
                     }
                     Err(_) if running.cancelled.load(Ordering::Relaxed) => {}
                     Err(fault) => self.fail(id, running.order, fault),
                 }
             }
-            Posted::Looked(bytes) => {
-                self.is_looking = false;
-                self.volume_bytes = bytes;
-                if self.look_again {
-                    self.look();
+            Posted::Made(key, result) => self.volume_made(key, result),
+            Posted::Measured(bytes) => self.measured(bytes),
+            Posted::Emptied => {
+                self.is_emptying = false;
+                if self.empty_again {
+                    self.empty_trash();
                 }
             }
         }
@@ -359,28 +428,74 @@ impl Store {
         self.failed.insert(id, Failed { order, backoff, retry_at, fault });
     }
 
-    /// Deletes what was put aside and measures volumes, in a thread.
-    fn look(&mut self) {
-        self.tell_storage();
-        if self.is_looking {
-            // The thread may be past what was put aside now.
-            self.look_again = true;
+    /// Looks how full the disk is, has volumes measured when that may matter, and judges them.
+    fn look(&mut self, now: MonoMs, volumes: &BTreeMap<VolumeKey, VolumeDesired>) {
+        let Some(disk) = self.tell_storage() else { return };
+        let made = self.catalog.volumes();
+        let writable = made.keys().filter_map(|key| {
+            let desired = volumes.get(key).filter(|desired| !desired.is_read_only)?;
+            let used_bytes = self.volume_bytes.get(key).copied().unwrap_or(0);
+            let before_bytes = self.bytes_before.get(key).copied().unwrap_or(used_bytes);
+            Some((*key, Size { used_bytes, before_bytes, max_bytes: desired.max_size_bytes }))
+        });
+        let sizes: BTreeMap<VolumeKey, Size> = writable.collect();
+        self.judge.judge(now, disk, &sizes);
+        let is_due = now >= self.look_at;
+        if is_due {
+            let used = disk.total_bytes.saturating_sub(disk.free_bytes);
+            let may_have_grown = used.abs_diff(self.used_at_measure) >= GROWTH_BYTES && !sizes.is_empty();
+            let (earliest, latest) = self.measure_at;
+            if now >= latest || (may_have_grown && now >= earliest) {
+                self.used_at_measure = used;
+                self.measure(now);
+            }
+        }
+        let next = now.plus_ms(self.judge.next_look_ms(disk, &sizes));
+        self.look_at = if is_due { next } else { next.min(self.look_at) };
+    }
+
+    fn measure(&mut self, now: MonoMs) {
+        if self.measuring.is_some() {
             return;
         }
-        self.look_again = false;
         let (catalog, poster) = (self.catalog.clone(), self.poster.clone());
-        let started = thread::Builder::new().name("look".into()).spawn(move || {
+        let started = thread::Builder::new().name("measure".into()).spawn(move || {
+            let bytes = catalog.volumes().into_keys().map(|key| (key, catalog.volume_bytes(key))).collect();
+            poster.post(Posted::Measured(bytes));
+        });
+        self.measuring = started.is_ok().then_some(now);
+    }
+
+    fn measured(&mut self, bytes: BTreeMap<VolumeKey, u64>) {
+        let now = self.service.now().mono;
+        let took_ms = self.measuring.take().map_or(0, |since| now.since_ms(since));
+        let has_limits =
+            self.service.all::<VolumeDesiredTopic>().values().any(|desired| desired.max_size_bytes > 0);
+        let interval_ms = if has_limits { MEASURE_LIMITED_INTERVAL_MS } else { MEASURE_INTERVAL_MS };
+        let pause_ms = took_ms * MEASURE_PART;
+        self.measure_at = (now.plus_ms(pause_ms), now.plus_ms(interval_ms.max(pause_ms)));
+        self.bytes_before = std::mem::replace(&mut self.volume_bytes, bytes);
+    }
+
+    /// Deletes what was put aside, in a thread.
+    fn empty_trash(&mut self) {
+        // The thread may be past what was put aside now.
+        self.empty_again = self.is_emptying;
+        if self.is_emptying {
+            return;
+        }
+        let (catalog, poster) = (self.catalog.clone(), self.poster.clone());
+        let started = thread::Builder::new().name("trash".into()).spawn(move || {
             if let Err(error) = catalog.empty_trash() {
                 log::warn(format_args!("{}", error.fault()));
             }
-            let bytes = catalog.volumes().into_keys().map(|key| (key, catalog.volume_bytes(key))).collect();
-            poster.post(Posted::Looked(bytes));
+            poster.post(Posted::Emptied);
         });
-        self.is_looking = started.is_ok();
+        self.is_emptying = started.is_ok();
     }
 
     fn tell_content(&mut self, desired: &BTreeMap<ContentTreeId, ContentDesired>) {
-        let held = self.catalog.images();
+        let held = self.catalog.contents();
         let mut said = BTreeSet::new();
         for (id, desired) in desired {
             let order = Order::of(desired);
@@ -389,7 +504,7 @@ impl Store {
                 Some(record) if record.order.serves(&order) => ContentObserved {
                     id: *id,
                     generation: desired.generation,
-                    state: ContentState::Loaded(record.image.clone()),
+                    state: loaded(&record.held),
                     fault: None,
                 },
                 _ => {
@@ -407,7 +522,7 @@ impl Store {
         }
         // Held, and not yet known whether still wanted.
         for (id, record) in held.iter().filter(|(id, _)| !desired.contains_key(id)) {
-            let state = ContentState::Loaded(record.image.clone());
+            let state = loaded(&record.held);
             let observed =
                 ContentObserved { id: *id, generation: record.order.generation, state, fault: None };
             self.service.publish::<ContentObservedTopic>(&id.to_string(), &observed);
@@ -421,36 +536,62 @@ impl Store {
     fn tell_volumes(&mut self, desired: &BTreeMap<VolumeKey, VolumeDesired>) {
         let made = self.catalog.volumes();
         self.volume_faults.retain(|key, _| desired.contains_key(key) && !made.contains_key(key));
+        let now = self.service.now().mono;
         let mut said = BTreeSet::new();
         for key in desired.keys().chain(made.keys()) {
             if !said.insert(*key) {
                 continue;
             }
-            let observed = VolumeObserved {
-                key: *key,
-                image: made.get(key).cloned(),
-                used_bytes: self.volume_bytes.get(key).copied().unwrap_or(0),
-                fault: self.volume_faults.get(key).cloned(),
-            };
+            let unmade = self.volume_faults.get(key).map(|(fault, _)| fault);
+            let fault = unmade.or(self.judge.fault(*key)).cloned();
+            let used_bytes = self.volume_bytes.get(key).copied().unwrap_or(0);
+            let told = self.told_bytes.entry(*key).or_insert((used_bytes, now));
+            if now.since_ms(told.1) >= SIZES_TOLD_MS || fault.is_some() {
+                *told = (used_bytes, now);
+            }
+            let observed =
+                VolumeObserved { key: *key, made: made.get(key).cloned(), used_bytes: told.0, fault };
             self.service.publish::<VolumeObservedTopic>(&key.to_string(), &observed);
         }
         for key in std::mem::replace(&mut self.said_volumes, said).difference(&self.said_volumes) {
             self.service.remove::<VolumeObservedTopic>(&key.to_string());
+            self.told_bytes.remove(key);
         }
     }
 
-    fn tell_storage(&mut self) {
+    fn tell_storage(&mut self) -> Option<Disk> {
         let stat = match rustix::fs::statvfs(self.catalog.root()) {
             Ok(stat) => stat,
-            Err(error) => return log::warn(format_args!("cannot look at the disk: {error}")),
+            Err(error) => {
+                log::warn(format_args!("cannot look at the disk: {error}"));
+                return None;
+            }
         };
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        let total_bytes = bytes(stat.f_blocks);
+        let rounded = |bytes: u64| bytes / GROWTH_BYTES * GROWTH_BYTES;
         let observed = StorageObserved {
             path: MOUNT_POINT.into(),
-            total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
-            used_bytes: stat.f_blocks.saturating_sub(stat.f_bfree).saturating_mul(stat.f_frsize),
+            total_bytes,
+            // Not every log line is news.
+            used_bytes: rounded(bytes(stat.f_blocks.saturating_sub(stat.f_bfree))),
             content_bytes: self.catalog.content_bytes() + self.volume_bytes.values().sum::<u64>(),
         };
         self.service.publish::<StorageObservedTopic>(MOUNT_POINT, &observed);
+        Some(Disk { total_bytes, free_bytes: bytes(stat.f_bavail) })
+    }
+}
+
+/// Files that are still to come.
+fn awaited(content: &BTreeMap<ContentTreeId, ContentDesired>) -> BTreeSet<Digest> {
+    let files = content.values().filter(|desired| matches!(desired.sources, ContentSources::Servers(_)));
+    files.filter_map(|desired| desired.digest).collect()
+}
+
+fn loaded(held: &Held) -> ContentState {
+    match held {
+        Held::Image(image) => ContentState::Loaded(image.clone()),
+        Held::File(file) => ContentState::LoadedFile(file.clone()),
     }
 }
 

@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use ipc::calls::{FetchObject, FetchRequest};
+use ipc::calls::{FetchObject, FetchRequest, ImageRequest};
 use model::desired::ContentSource;
 use model::reason::{Fault, Reason};
 
 /// Interruptions in a row without a single byte in between, after which a download has failed.
-const MAX_DRY_RESUMES: u32 = 3;
+pub(crate) const MAX_DRY_RESUMES: u32 = 3;
 /// Pause before the first resume without progress; doubles.
-const RESUME_PAUSE: Duration = Duration::from_millis(250);
+pub(crate) const RESUME_PAUSE: Duration = Duration::from_millis(250);
 
 /// An answer whose bytes are still to come.
 pub struct Opened {
@@ -31,7 +31,7 @@ impl std::fmt::Debug for Opened {
     }
 }
 
-/// Whoever can ask registries.
+/// Whoever can ask registries and web servers.
 pub trait Source: Send + Sync {
     fn open(&self, request: &FetchRequest, cancelled: &std::sync::Arc<AtomicBool>) -> Result<Opened, Fault>;
 }
@@ -54,7 +54,7 @@ impl FaultError {
 /// A blob that is asked for again from where it broke off.
 pub struct BlobReader<'a> {
     source: &'a dyn Source,
-    request: FetchRequest,
+    request: ImageRequest,
     size: u64,
     body: Option<Box<dyn Read + Send>>,
     dry: u32,
@@ -75,13 +75,14 @@ impl<'a> BlobReader<'a> {
         size: u64,
         cancelled: &'a std::sync::Arc<AtomicBool>,
     ) -> BlobReader<'a> {
-        let request = FetchRequest { source: from.clone(), object, offset: 0 };
+        let request = ImageRequest { source: from.clone(), object, offset: 0 };
         BlobReader { source, request, size, body: None, dry: 0, cancelled }
     }
 
     fn open(&mut self) -> io::Result<Box<dyn Read + Send>> {
+        let request = FetchRequest::Image(self.request.clone());
         let opened =
-            self.source.open(&self.request, self.cancelled).map_err(|f| io::Error::other(FaultError(f)))?;
+            self.source.open(&request, self.cancelled).map_err(|f| io::Error::other(FaultError(f)))?;
         if opened.offset > self.request.offset {
             let fault = Fault::new(Reason::RegistryUnreachable, "the registry left out a part of the blob");
             return Err(io::Error::other(FaultError(fault)));
@@ -162,6 +163,7 @@ mod tests {
 
     impl Source for Flaky {
         fn open(&self, request: &FetchRequest, _: &Arc<AtomicBool>) -> Result<Opened, Fault> {
+            let FetchRequest::Image(request) = request else { unreachable!("no file is asked for") };
             self.asked.lock().unwrap().push(request.offset);
             let offset = if self.can_resume { request.offset } else { 0 };
             let from = offset as usize;

@@ -20,12 +20,13 @@ use std::time::{Duration, Instant};
 
 use ipc::calls::FetchRequest;
 use ipc::limits::{APP_UID_BASE, APP_UID_COUNT};
-use model::desired::{ContentDesired, ContentSource, RegistrySource};
+use model::desired::{ContentDesired, ContentSource, ContentSources, RegistrySource};
 use model::observed::Image;
 use model::reason::{Fault, Reason};
+use node_agent::fetch::client::Agents;
 use node_agent::fetch::registry::Registries;
 use node_agent::resolve::Dns;
-use node_store::catalog::Catalog;
+use node_store::catalog::{Catalog, Held};
 use node_store::pull::Pull;
 use node_store::source::{Opened, Source};
 use oci::platform::Platform;
@@ -138,6 +139,7 @@ struct InProcess(Registries);
 
 impl Source for InProcess {
     fn open(&self, request: &FetchRequest, _: &Arc<AtomicBool>) -> Result<Opened, Fault> {
+        let FetchRequest::Image(request) = request else { unreachable!("no file is asked for") };
         let opened = self.0.open(request, None)?;
         Ok(Opened {
             media_type: opened.media_type,
@@ -159,19 +161,22 @@ fn pull(catalog: &Catalog, registry: &Registry, reference: &str) -> Result<Image
         id: "00000000-0000-4000-8000-000000000001".parse().unwrap(),
         name: reference.into(),
         generation: 0,
-        sources: vec![source],
+        sources: ContentSources::Registries(vec![source]),
         digest: None,
         max_size_bytes: 0,
     };
     let pull = Pull {
         catalog,
-        source: &InProcess(Registries::new(Dns::default(), b"")),
+        source: &InProcess(Registries::new(Arc::new(Agents::new(Dns::default(), b"")))),
         platform: &Platform::this_machine(),
         desired: &desired,
         cancelled: &Arc::default(),
         progress: &|_| {},
     };
-    pull.run()
+    pull.run().map(|held| match held {
+        Held::Image(image) => image,
+        Held::File(file) => panic!("a file: {file:?}"),
+    })
 }
 
 /// The layers of an image as an app's root shows them.

@@ -8,6 +8,7 @@ mod life;
 mod networks;
 mod plans;
 mod reports;
+mod volumes;
 
 use std::fs;
 use std::time::Duration;

@@ -104,11 +104,17 @@ fn intent(choices: &[Choice], network: u8) -> Intent {
                 .map(|i| (alloc::format!("KEY{i}"), SecretRef { name: "s".into(), key: "greeting".into() }))
                 .collect(),
             user_data: None,
-            resources: ResourcesSpec { cpus: 1, memory: alloc::format!("{}Mi", 64 << choice.memory) },
+            resources: ResourcesSpec {
+                memory: alloc::format!("{}Mi", 64 << choice.memory),
+                ..ResourcesSpec::default()
+            },
             isolation: Isolation::Container,
             activate: true,
             restart_counter: choice.restart,
             purge_counter: choice.purge,
+            volumes: Vec::new(),
+            probe: None,
+            start_delay_seconds: 0,
         };
         out.apps.insert(name.clone(), object(3, &name, 1, spec));
     }
@@ -203,7 +209,7 @@ fn a_new_image_purges_and_a_new_value_restarts() {
             "Change contentTree app0 image (web:1): url generation",
             "Remove volume app0 root: key.id key.generation name origin.Content max_size_bytes is_read_only",
             "Add volume app0 root: key.id key.generation name origin.Content max_size_bytes is_read_only",
-            "Change app app0: version volumes.0.generation purge_counter",
+            "Change app app0: version volumes.0.key.generation purge_counter",
         ]
     "#]]
     .assert_debug_eq(&lines(&first["d0"], &second["d0"]));
@@ -227,4 +233,90 @@ fn a_new_image_purges_and_a_new_value_restarts() {
         ]
     "#]]
     .assert_debug_eq(&gone);
+}
+
+/// One app with a volume by name and one of its own, and its config on `d0`.
+fn with_volumes(
+    change: impl Fn(&mut VolumeSpec, &mut AppSpec),
+    ledgers: &mut BTreeMap<String, Ledger>,
+) -> DeviceConfig {
+    let choice = Choice {
+        exists: true,
+        image: 0,
+        memory: 0,
+        secret: 0,
+        host_port: 8000,
+        select: None,
+        named: vec![0],
+        restart: 0,
+        purge: 0,
+    };
+    let mut intent = intent(&[choice], 0);
+    let store = DatastoreSpec { url: "https://files.example/x".into(), ..DatastoreSpec::default() };
+    intent.datastores.insert("files".into(), object(4, "files", 1, store));
+    let file = FileSpec {
+        datastore: "files".into(),
+        path: "/dir/a.bin".into(),
+        sha256: "ab".repeat(32),
+        name: None,
+    };
+    let mut volume = VolumeSpec { file: Some(file), size: Some("1Mi".into()), ..VolumeSpec::default() };
+    let app = intent.apps.get_mut("app0").unwrap();
+    app.spec.volumes = vec![
+        AppVolumeSpec { volume: Some("model".into()), mount_path: "/m".into(), ..AppVolumeSpec::default() },
+        AppVolumeSpec { blank: Some("2Mi".into()), mount_path: "/data".into(), ..AppVolumeSpec::default() },
+    ];
+    change(&mut volume, &mut app.spec);
+    intent.volumes.insert("model".into(), object(5, "model", 1, volume));
+    assert_eq!(problems(&intent), []);
+    run(&intent, ledgers, 1).remove("d0").unwrap().config
+}
+
+#[test]
+fn volumes_have_their_generations_and_a_swap_is_a_purge() {
+    let mut ledgers = BTreeMap::new();
+    let config = with_volumes(|_, _| (), &mut ledgers);
+    let uses: Vec<&str> = config.apps[0].volumes.iter().map(|used| used.mount_dir.as_str()).collect();
+    assert_eq!(uses, ["", "/m", "/data"]);
+    let sizes: Vec<u64> =
+        config.apps[0].volumes.iter().map(|used| config.volume(used.key).unwrap().max_size_bytes).collect();
+    assert_eq!(sizes, [0, 1 << 20, 2 << 20]);
+    let tree = config.content_trees.iter().find(|tree| tree.url == "dir/a.bin").unwrap();
+    assert_eq!((tree.format, tree.digest.is_some()), (model::config::ContentFormat::Raw, true));
+    let store = config.datastore(tree.datastores[0]).unwrap();
+    assert_eq!((store.fqdn.as_str(), store.path.as_str()), ("https://files.example", "x"));
+
+    /// Generations of root, named and own volume; purge and restart counters.
+    fn numbers(config: &DeviceConfig) -> ([u64; 3], u32, u32) {
+        let app = &config.apps[0];
+        let generation = |index: usize| app.volumes[index].key.generation;
+        ([generation(0), generation(1), generation(2)], app.purge_counter, app.restart_counter)
+    }
+    assert_eq!(numbers(&config), ([0, 0, 0], 0, 0));
+    let config = with_volumes(|volume, _| volume.size = Some("3Mi".into()), &mut ledgers);
+    assert_eq!(numbers(&config), ([0, 0, 0], 0, 1), "a size is set by a restart, and nothing is lost");
+    let config = with_volumes(|volume, _| volume.purge_counter = 1, &mut ledgers);
+    assert_eq!(numbers(&config), ([0, 1, 0], 1, 2), "the root stays");
+    let config = with_volumes(
+        |volume, app| {
+            volume.purge_counter = 1;
+            app.purge_counter = 1;
+        },
+        &mut ledgers,
+    );
+    assert_eq!(numbers(&config), ([1, 1, 1], 2, 2), "an app's purge is of what is its own");
+}
+
+#[test]
+fn a_probe_is_a_property_of_its_app() {
+    let probe = ProbeSpec {
+        http: Some(HttpProbe { port: 80, path: Some("/ok".into()) }),
+        every_seconds: Some(5),
+        on_failure: OnFailure::Report,
+        ..ProbeSpec::default()
+    };
+    let config = with_volumes(|_, app| app.probe = Some(probe.clone()), &mut BTreeMap::new());
+    let item = config.items.iter().find(|item| item.key.starts_with("selvedge.probe.")).unwrap();
+    assert_eq!(item.key, alloc::format!("selvedge.probe.{}", config.apps[0].id));
+    assert_eq!(item.value, "http :80/ok every=5 action=report");
 }

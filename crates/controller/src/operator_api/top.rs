@@ -165,6 +165,7 @@ mod tests {
                     memory_limit_bytes: 6,
                     pids: 1,
                 },
+                disks: vec![],
                 links: vec![link("tap0", Some(app), 20), link("tap1", Some(app), 30)],
             }],
             ..Metrics::default()

@@ -11,12 +11,12 @@ use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
-use controller_core::compute::app_id;
-use controller_core::intent::is_chosen;
-use controller_core::resource::{Attestation, Kind};
+use controller_core::compute::{app_id, wire_id};
+use controller_core::intent::{Object, is_chosen};
+use controller_core::resource::{AppSpec, Attestation, DeviceSpec, Kind};
 use eve_api::newlogs::LogEntry;
-use model::id::{AppId, DeviceId};
-use model::reason::Fault;
+use model::id::{AppId, DeviceId, VolumeId};
+use model::reason::{Fault, Reason};
 use model::report::{DeviceStatus, Info};
 use model::status::{AppStatus, SwState};
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
@@ -74,7 +74,8 @@ pub(super) async fn document(api: &Api, stored: &Stored) -> Result<Value, Proble
                 .unwrap_or_default();
             Some(json!({ "keys": keys }))
         }
-        Kind::Network | Kind::Registry => None,
+        Kind::Volume => Some(volume_status(api, stored).await?),
+        Kind::Network | Kind::Registry | Kind::Datastore => None,
     };
     Ok(stored.document(status))
 }
@@ -242,7 +243,9 @@ async fn app_status(api: &Api, stored: &Stored) -> Result<Value, Problem> {
         let view = view_of(api, *device).await?;
         let app = reported_apps(&view).remove(&id);
         let state = app.as_ref().map(|app| app.state);
-        seen.running += usize::from(state == Some(SwState::Running));
+        let is_sick = |app: &AppStatus| app.faults.iter().any(|fault| fault.reason == Reason::AppUnhealthy);
+        let is_healthy = !app.as_ref().is_some_and(is_sick);
+        seen.running += usize::from(state == Some(SwState::Running) && is_healthy);
         seen.stopped += usize::from(matches!(state, Some(SwState::Halted | SwState::Installed)));
         let list = app.as_ref().map(|app| fault_lines(&app.faults)).unwrap_or_default();
         seen.faults.extend(list.iter().map(|fault| format!("{name}: {fault}")));
@@ -284,6 +287,37 @@ fn interfaces(networks: &[String], app: &AppStatus) -> Vec<Value> {
         })
     };
     app.vifs.iter().map(line).collect()
+}
+
+/// How a volume stands on each device that an app which uses it is chosen for.
+async fn volume_status(api: &Api, stored: &Stored) -> Result<Value, Problem> {
+    let devices: Vec<(String, Uuid)> = api.with_project(|project| {
+        let uses =
+            |app: &AppSpec| app.volumes.iter().any(|used| used.volume.as_deref() == Some(&stored.name));
+        let runs_user =
+            |device: &Object<DeviceSpec>| project.intent.apps_of(device).any(|app| uses(&app.spec));
+        let devices = project.intent.devices.values().filter(|device| runs_user(device));
+        devices.map(|device| (device.name.clone(), device.uid)).collect()
+    });
+    let mut lines = Vec::new();
+    for (name, device) in &devices {
+        let id = VolumeId(wire_id(stored.uid, DeviceId(*device), "volume"));
+        let view = view_of(api, *device).await?;
+        let seen = infos(&view, "volume/").filter_map(|(info, _)| match info {
+            Info::Volume(volume) if volume.key.id == id => Some(volume),
+            _ => None,
+        });
+        let seen = seen.max_by_key(|volume| volume.key.generation);
+        lines.push(json!({
+            "device": name,
+            "id": id,
+            "generation": seen.as_ref().map(|volume| volume.key.generation),
+            "state": seen.as_ref().map_or_else(|| "UNKNOWN".into(), |volume| state_name(volume.state)),
+            "usedBytes": seen.as_ref().map(|volume| volume.used_bytes),
+            "faults": seen.as_ref().map(|volume| fault_lines(&volume.faults)).unwrap_or_default(),
+        }));
+    }
+    Ok(json!({ "total": devices.len(), "devices": lines }))
 }
 
 /// What a device reported of an app was said of an older order than the newest.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! App instances.
 
-use model::config::{AppInstance, AppInterface, Resources, UserData, VirtualizationMode};
+use model::config::{AppInstance, AppInterface, Resources, UserData, VirtualizationMode, VolumeRef};
 use model::id::AppId;
 use model::secret::CipherContext;
 
@@ -12,6 +12,8 @@ use crate::wire::config as wire;
 
 /// Memory on the wire is in KiB.
 const KIB: u64 = 1024;
+/// Longest path inside an app: `PATH_MAX` of Linux.
+const MAX_PATH_BYTES: usize = 4095;
 
 pub(super) fn app_id(wire: &wire::AppInstanceConfig) -> Read<AppId> {
     let id = wire.uuidandversion.as_ref().ok_or_else(|| Bad::invalid("uuidandversion", "missing"))?;
@@ -24,8 +26,8 @@ pub(super) fn app(wire: &wire::AppInstanceConfig, contexts: &[CipherContext]) ->
     let resources = wire.fixedresources.as_ref().ok_or_else(|| Bad::invalid("fixedresources", "missing"))?;
     let mut volumes = Vec::new();
     for (index, volume) in wire.volume_ref_list.iter().enumerate() {
-        let key = volume_key("uuid", &volume.uuid, volume.generation_count);
-        volumes.push(key.map_err(|bad| bad.at(format!("volumeRefList[{index}]")))?);
+        let volume = volume_ref(volume);
+        volumes.push(volume.map_err(|bad| bad.at(format!("volumeRefList[{index}]")))?);
     }
     let mut interfaces = Vec::new();
     for (index, adapter) in wire.interfaces.iter().enumerate() {
@@ -55,6 +57,19 @@ pub(super) fn app(wire: &wire::AppInstanceConfig, contexts: &[CipherContext]) ->
         start_delay_s: wire.start_delay_in_seconds,
         adapters: wire.adapters.iter().map(|adapter| adapter.name.clone()).collect(),
     })
+}
+
+fn volume_ref(wire: &wire::VolumeRef) -> Read<VolumeRef> {
+    let dir = &wire.mount_dir;
+    let is_path = dir.starts_with('/')
+        && dir.len() <= MAX_PATH_BYTES
+        && !dir.contains('\0')
+        && dir.split('/').all(|part| part != "..");
+    if !dir.is_empty() && !is_path {
+        return Err(Bad::invalid("mount_dir", format!("{} is no path inside an app", quote(dir))));
+    }
+    let key = volume_key("uuid", &wire.uuid, wire.generation_count)?;
+    Ok(VolumeRef { key, mount_dir: dir.clone() })
 }
 
 fn mode(number: i32) -> VirtualizationMode {

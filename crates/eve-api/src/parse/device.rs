@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 use model::config::{
     AppInstance, ConfigFault, ConfigItem, ContentTree, DeviceConfig, NetworkConfig, ObjectRef, OpsCommand,
-    PortAddressing, SystemAdapter, Volume, VolumeOrigin,
+    PortAddressing, SystemAdapter, Volume, VolumeOrigin, VolumeRef,
 };
 use model::reason::Reason;
 
@@ -281,7 +281,7 @@ impl Reader {
     }
 
     fn check_app(&self, app: &AppInstance, config: &DeviceConfig) -> Read<()> {
-        for key in &app.volumes {
+        for VolumeRef { key, .. } in &app.volumes {
             if config.volume(*key).is_none() {
                 return Err(self.dangling(
                     "volumeRefList",

@@ -143,6 +143,7 @@ fn volume(wire: &wire::ZInfoVolume) -> Option<VolumeStatus> {
         state: sw_from_wire(wire.state),
         progress_percent: percent(wire.progress_percentage),
         used_bytes: wire.resources.as_ref().map_or(0, |resources| resources.cur_size_bytes),
+        max_size_bytes: wire.resources.as_ref().map_or(0, |resources| resources.max_size_bytes),
         users: wire.usage.as_ref().map_or(0, |usage| usage.ref_count),
         faults: wire.volume_err.iter().filter_map(fault).collect(),
     })

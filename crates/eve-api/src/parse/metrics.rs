@@ -5,7 +5,8 @@ use model::flow::{Delivery, FlowCounters};
 use model::id::AppId;
 use model::observed::{AppMetrics, LinkMetrics};
 use model::report::{
-    AppReport, DiskReport, Metrics, NetworkReport, NodeMetrics, ProcessReport, UplinkReport, VolumeReport,
+    AppDiskReport, AppReport, DiskReport, Metrics, NetworkReport, NodeMetrics, ProcessReport, UplinkReport,
+    VolumeReport,
 };
 use prost::Message;
 
@@ -130,8 +131,17 @@ fn app(wire: &wire::AppMetric) -> Option<AppReport> {
             memory_limit_bytes: bytes(memory.allocated_mb),
             pids: 0,
         },
+        disks: wire.disk.iter().map(disk_of_app).collect(),
         links: wire.network.iter().map(|link| self::link(&turned(link.clone()), Some(app))).collect(),
     })
+}
+
+fn disk_of_app(wire: &wire::AppDiskMetric) -> AppDiskReport {
+    AppDiskReport {
+        name: wire.disk.clone(),
+        provisioned_bytes: wire.provisioned.saturating_mul(MIB),
+        used_bytes: wire.used.saturating_mul(MIB),
+    }
 }
 
 fn link(wire: &wire::NetworkMetric, app: Option<AppId>) -> LinkMetrics {

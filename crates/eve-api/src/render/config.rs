@@ -7,7 +7,7 @@ use model::config::{
     AclAction, AclDirection, AclProtocol, AclRemote, AclRule, AppInstance, AppInterface, ContentFormat,
     ContentTree, Credentials, Datastore, DatastoreKind, DeviceConfig, NetworkConfig, NetworkInstance,
     NetworkInstanceKind, OpsCommand, PhysicalIo, PortAddressing, PortRange, SystemAdapter, UserData,
-    VirtualizationMode, Volume, VolumeOrigin,
+    VirtualizationMode, Volume, VolumeOrigin, VolumeRef,
 };
 use model::secret::SecretHandle;
 use prost::Message;
@@ -279,10 +279,10 @@ fn app(app: &AppInstance) -> wire::AppInstanceConfig {
         volume_ref_list: app
             .volumes
             .iter()
-            .map(|key| wire::VolumeRef {
+            .map(|VolumeRef { key, mount_dir }| wire::VolumeRef {
                 uuid: key.id.to_string(),
                 generation_count: i64::try_from(key.generation).unwrap_or(i64::MAX),
-                ..Default::default()
+                mount_dir: mount_dir.clone(),
             })
             .collect(),
         profile_list: app.profiles.clone(),

@@ -180,7 +180,10 @@ fn volume(status: &VolumeStatus, at: Option<WallTime>) -> wire::ZInfoVolume {
         uuid: status.key.id.to_string(),
         display_name: status.name.clone(),
         usage: Some(usage(status.users)),
-        resources: Some(wire::VolumeResources { cur_size_bytes: status.used_bytes, ..Default::default() }),
+        resources: Some(wire::VolumeResources {
+            cur_size_bytes: status.used_bytes,
+            max_size_bytes: status.max_size_bytes,
+        }),
         state: sw_to_wire(status.state),
         progress_percentage: status.progress_percent.into(),
         volume_err: first_error(&status.faults, at, wire::Entity::Volume, status.key.id),

@@ -4,7 +4,7 @@
 
 use model::flow::{Delivery, FlowCounters};
 use model::observed::LinkMetrics;
-use model::report::{AppReport, Metrics, NodeMetrics};
+use model::report::{AppDiskReport, AppReport, Metrics, NodeMetrics};
 use prost::Message;
 
 use super::info::{MIB, device_id, instance_type};
@@ -127,6 +127,7 @@ fn app(report: &AppReport) -> wire::AppMetric {
         }),
         memory: Some(memory(metrics.memory_used_bytes, metrics.memory_limit_bytes)),
         network: report.links.iter().map(|counters| turned(link(counters))).collect(),
+        disk: report.disks.iter().map(disk).collect(),
         app_memory: Some(wire::AppMemoryMetric {
             allocated_mb: mib(metrics.memory_limit_bytes),
             used_mb: mib(metrics.memory_used_bytes),
@@ -162,6 +163,15 @@ fn flowlog(counters: &FlowCounters) -> wire::FlowlogMetric {
         messages: Some(of(counters.messages)),
         flows: Some(of(counters.flows)),
         dns_requests: Some(of(counters.lookups)),
+    }
+}
+
+fn disk(disk: &AppDiskReport) -> wire::AppDiskMetric {
+    wire::AppDiskMetric {
+        disk: disk.name.clone(),
+        provisioned: disk.provisioned_bytes / MIB,
+        used: disk.used_bytes / MIB,
+        ..Default::default()
     }
 }
 

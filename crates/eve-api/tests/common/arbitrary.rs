@@ -347,7 +347,11 @@ fn app(parts: AppParts, config: &DeviceConfig, ios: &[PhysicalIo]) -> AppInstanc
         volumes: volumes
             .into_iter()
             .filter(|_| !config.volumes.is_empty())
-            .map(|pick| config.volumes[pick.index(config.volumes.len())].key)
+            .enumerate()
+            .map(|(index, pick)| VolumeRef {
+                key: config.volumes[pick.index(config.volumes.len())].key,
+                mount_dir: if index == 0 { String::new() } else { format!("/mnt/{index}") },
+            })
             .collect(),
         interfaces: interfaces
             .into_iter()
@@ -448,20 +452,33 @@ fn network_status() -> impl Strategy<Value = NetworkInstanceStatus> {
             }
         })
 }
-
 fn volume_status() -> impl Strategy<Value = VolumeStatus> {
-    (id(), 0..=i64::MAX as u64, text(), state(), 0u8..=100, any::<u64>(), any::<u32>(), vec(fault(), 0..2))
-        .prop_map(|(id, generation, name, state, progress_percent, used_bytes, users, faults)| VolumeStatus {
-            key: VolumeKey { id: VolumeId(id), generation },
-            name,
-            state,
-            progress_percent,
-            used_bytes,
-            users,
-            faults,
-        })
+    (
+        id(),
+        0..=i64::MAX as u64,
+        text(),
+        state(),
+        0u8..=100,
+        any::<u64>(),
+        any::<u64>(),
+        any::<u32>(),
+        vec(fault(), 0..2),
+    )
+        .prop_map(
+            |(id, generation, name, state, progress_percent, used_bytes, max_size_bytes, users, faults)| {
+                VolumeStatus {
+                    key: VolumeKey { id: VolumeId(id), generation },
+                    name,
+                    state,
+                    progress_percent,
+                    used_bytes,
+                    max_size_bytes,
+                    users,
+                    faults,
+                }
+            },
+        )
 }
-
 fn tree_status() -> impl Strategy<Value = ContentTreeStatus> {
     let parts = (option::of(digest()), 0u8..=100, any::<u64>(), vec(digest(), 0..3), any::<u32>());
     (id(), text(), state(), parts, vec(fault(), 0..2)).prop_map(|(id, name, state, parts, faults)| {
@@ -628,11 +645,17 @@ fn link(app: Option<AppId>) -> impl Strategy<Value = LinkMetrics> {
         tx_rate_drops: n[11],
     })
 }
-
 fn app_report() -> impl Strategy<Value = AppReport> {
     id().prop_map(AppId).prop_flat_map(|app| {
-        (text(), text(), option::of(time()), 1u64.., mib(), mib(), vec(link(Some(app)), 0..3)).prop_map(
-            move |(name, version, started_at, cpu_ns, used, limit, links)| AppReport {
+        let disk = (text(), mib(), mib());
+        let disk = disk.prop_map(|(name, provisioned_bytes, used_bytes)| AppDiskReport {
+            name,
+            provisioned_bytes,
+            used_bytes,
+        });
+        let counters = (vec(disk, 0..3), vec(link(Some(app)), 0..3));
+        (text(), text(), option::of(time()), 1u64.., mib(), mib(), counters).prop_map(
+            move |(name, version, started_at, cpu_ns, used, limit, (disks, links))| AppReport {
                 name,
                 version,
                 started_at,
@@ -644,6 +667,7 @@ fn app_report() -> impl Strategy<Value = AppReport> {
                     memory_limit_bytes: limit,
                     pids: 0,
                 },
+                disks,
                 links,
             },
         )

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 
 use model::config::DeviceConfig;
 use model::flow::{Delivery, FlowCounters};
-use model::id::{AppId, DeviceId, Digest};
+use model::id::{AppId, DeviceId, Digest, VolumeKey};
 use model::observed::{LinkMetrics, PortObserved};
 use model::report::{
-    AppReport, AttestationState, BlobStatus, DataAtRest, DeviceState, DeviceStatus, DiskReport, Info,
-    InfoMessage, Metrics, MountStatus, NetworkReport, NodeMetrics, PortStatus, ProcessReport, SecurityModule,
-    SecurityStatus, SoftwareStatus, UplinkReport, VolumeReport,
+    AppDiskReport, AppReport, AttestationState, BlobStatus, DataAtRest, DeviceState, DeviceStatus,
+    DiskReport, Info, InfoMessage, Metrics, MountStatus, NetworkReport, NodeMetrics, PortStatus,
+    ProcessReport, SecurityModule, SecurityStatus, SoftwareStatus, UplinkReport, VolumeReport,
 };
 use model::status::{AppStatus, SwState};
 use model::time::{MonoMs, Now, WallTime};
@@ -318,6 +318,11 @@ pub fn metrics(now: Now, own: &Own, config: Option<&DeviceConfig>, world: &World
                     version: status.map(|status| status.version.clone()).unwrap_or_default(),
                     started_at: status.and_then(|status| status.started_at),
                     metrics: metrics.clone(),
+                    disks: status
+                        .into_iter()
+                        .flat_map(|status| &status.volumes)
+                        .filter_map(|key| disk(world, *key))
+                        .collect(),
                     links: links_of(metrics.app),
                 }
             })
@@ -344,7 +349,7 @@ pub fn metrics(now: Now, own: &Own, config: Option<&DeviceConfig>, world: &World
             .map(|volume| VolumeReport {
                 id: volume.key.id,
                 name: volume.name.clone(),
-                total_bytes: 0,
+                total_bytes: volume.max_size_bytes,
                 used_bytes: volume.used_bytes,
             })
             .collect(),
@@ -362,6 +367,15 @@ pub fn metrics(now: Now, own: &Own, config: Option<&DeviceConfig>, world: &World
             })
             .collect(),
     }
+}
+
+fn disk(world: &World, key: VolumeKey) -> Option<AppDiskReport> {
+    let volume = world.volumes.get(&key.to_string())?;
+    Some(AppDiskReport {
+        name: volume.name.clone(),
+        provisioned_bytes: volume.max_size_bytes,
+        used_bytes: volume.used_bytes,
+    })
 }
 
 /// Wall time of an earlier moment.

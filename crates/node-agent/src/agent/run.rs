@@ -170,6 +170,7 @@ fn read_world(service: &Service<Done>, dns: &Dns) -> World {
     let blobs =
         service.all::<topics::ContentObserved>().into_values().flat_map(|content| match content.state {
             ContentState::Loaded(image) => image.blobs,
+            ContentState::LoadedFile(file) => vec![file],
             ContentState::ResolvingTag | ContentState::Downloading { .. } | ContentState::Verified { .. } => {
                 Vec::new()
             }

@@ -84,6 +84,7 @@ mod tests {
             state: SwState::Initial,
             progress_percent: 0,
             used_bytes,
+            max_size_bytes: 0,
             users: 1,
             faults: vec![],
         };

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Process fetch: downloads for others, byte by byte into a pipe.
 //!
-//! It keeps no file and no state worth keeping. A question names everything (registry, credentials as a handle, object,
+//! It keeps no file and no state worth keeping. A question names everything (server, credentials as a handle, object,
 //! offset); the answer is the reading end of a pipe, which a thread fills until the object ends, the connection breaks or
 //! the reader goes away. A reader that sees too few bytes asks again with its offset and is told the fault then.
 
 mod challenge;
+pub mod client;
+pub mod files;
 pub mod registry;
 
 use std::collections::VecDeque;
@@ -23,7 +25,9 @@ use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use service::{Caller, Event, IncomingCall, Poster, Service, log};
 
 use crate::resolve::Dns;
-use registry::{Login, Registries};
+use client::{Agents, Login, Opened};
+use files::Files;
+use registry::Registries;
 
 /// Downloads at one time.
 const MAX_STREAMS: usize = 8;
@@ -47,7 +51,9 @@ pub fn run(mut service: Service<Ended>) {
         None
     });
     let dns = Dns::default();
-    let registries = Arc::new(Registries::new(dns.clone(), &roots.unwrap_or_default()));
+    let agents = Arc::new(Agents::new(dns.clone(), &roots.unwrap_or_default()));
+    let clients =
+        Arc::new(Clients { registries: Registries::new(agents.clone()), files: Files::new(agents) });
     let vault = service.caller::<Vault>();
     let poster = service.poster();
     let mut streams = 0;
@@ -74,7 +80,7 @@ pub fn run(mut service: Service<Ended>) {
         {
             streams += 1;
             let download =
-                Download { registries: registries.clone(), vault: vault.clone(), poster: poster.clone() };
+                Download { clients: clients.clone(), vault: vault.clone(), poster: poster.clone() };
             let started = thread::Builder::new().name("stream".into()).spawn(move || download.run(call));
             // Its place is freed when the unused closure goes.
             if let Err(error) = started {
@@ -84,9 +90,23 @@ pub fn run(mut service: Service<Ended>) {
     }
 }
 
+struct Clients {
+    registries: Registries,
+    files: Files,
+}
+
+impl Clients {
+    fn open(&self, request: &FetchRequest, login: Option<&Login>) -> Result<Opened, Fault> {
+        match request {
+            FetchRequest::Image(request) => self.registries.open(request, login),
+            FetchRequest::File(request) => self.files.open(request, login),
+        }
+    }
+}
+
 /// One answer and its stream.
 struct Download {
-    registries: Arc<Registries>,
+    clients: Arc<Clients>,
     vault: Caller<Vault>,
     poster: Poster<Ended>,
 }
@@ -106,7 +126,7 @@ impl Download {
                 return log::error(format_args!("unreadable question from {}: {error}", call.from()));
             }
         };
-        let opened = self.login(&request).and_then(|login| self.registries.open(&request, login.as_ref()));
+        let opened = self.login(&request).and_then(|login| self.clients.open(&request, login.as_ref()));
         let opened = opened.and_then(|opened| match stream_pipe() {
             Ok(pipe) => Ok((opened, pipe)),
             Err(error) => Err(Fault::new(Reason::Internal, format!("no pipe for a download: {error}"))),
@@ -129,7 +149,11 @@ impl Download {
     }
 
     fn login(&self, request: &FetchRequest) -> Result<Option<Login>, Fault> {
-        let handle = match &request.source.registry.credentials {
+        let credentials = match request {
+            FetchRequest::Image(request) => &request.source.registry.credentials,
+            FetchRequest::File(request) => &request.source.credentials,
+        };
+        let handle = match credentials {
             None => return Ok(None),
             Some(Credentials::Clear { user, password }) => {
                 return Ok(Some(Login { user: user.clone(), password: password.clone() }));

@@ -5,72 +5,33 @@
 //! those of the system, where the node has them; plain HTTP is spoken only where the base URL says so.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ipc::calls::{FetchObject, FetchRequest};
+use ipc::calls::{FetchObject, ImageRequest};
 use model::reason::{Fault, Reason};
 use serde::Deserialize;
-use ureq::config::{Config, RedirectAuthHeaders};
 use ureq::http::{Response, StatusCode};
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
-use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Body};
 
 use super::challenge::{Challenge, escape};
-use crate::resolve::Dns;
+use super::client::{Agents, Login, Opened, REGISTRY, fault_of, range_start};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// Until the first byte of an answer: registries look blobs up in slow storage.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// Silence within a blob after which the connection counts as dead.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 /// A token without a life time lives this long (distribution spec).
 const TOKEN_LIFE: Duration = Duration::from_secs(60);
 /// Largest answer of a token server.
 const MAX_TOKEN_BYTES: u64 = 64 << 10;
-/// Registries whose connections, and tokens, are kept.
+/// Tokens kept.
 const MAX_KEPT: usize = 16;
 const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
 
-/// User name and password.
-pub struct Login {
-    pub user: String,
-    pub password: String,
-}
-
-impl std::fmt::Debug for Login {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Login")
-    }
-}
-
-/// An answer whose bytes are still to come.
-pub struct Opened {
-    pub media_type: String,
-    /// Bytes that follow.
-    pub size: Option<u64>,
-    /// Offset of the first of them.
-    pub offset: u64,
-    pub body: Box<dyn Read + Send>,
-}
-
-impl std::fmt::Debug for Opened {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Opened({}, {:?} bytes from {})", self.media_type, self.size, self.offset)
-    }
-}
-
 /// The client. Connections and tokens are kept for speed only; it may be dropped at any time.
 #[derive(Debug)]
 pub struct Registries {
-    dns: Dns,
-    system_roots: Vec<Certificate<'static>>,
-    agents: Mutex<BTreeMap<(String, Vec<String>), Agent>>,
+    agents: Arc<Agents>,
     tokens: Mutex<BTreeMap<TokenKey, (String, Instant)>>,
 }
 
@@ -85,20 +46,14 @@ struct TokenAnswer {
 }
 
 impl Registries {
-    /// `system_roots_pem`: CA certificates trusted for every registry.
-    pub fn new(dns: Dns, system_roots_pem: &[u8]) -> Registries {
-        Registries {
-            dns,
-            system_roots: certificates(system_roots_pem),
-            agents: Mutex::default(),
-            tokens: Mutex::default(),
-        }
+    pub fn new(agents: Arc<Agents>) -> Registries {
+        Registries { agents, tokens: Mutex::default() }
     }
 
     /// Asks for a manifest or blob.
-    pub fn open(&self, request: &FetchRequest, login: Option<&Login>) -> Result<Opened, Fault> {
+    pub fn open(&self, request: &ImageRequest, login: Option<&Login>) -> Result<Opened, Fault> {
         let target = Target::of(request)?;
-        let agent = self.agent(&target.base_url, &request.source.registry.ca_pem)?;
+        let agent = self.agents.get(&target.base_url, &request.source.registry.ca_pem, &REGISTRY)?;
         let key = (
             target.base_url.clone(),
             target.repository.clone(),
@@ -113,45 +68,6 @@ impl Registries {
             answer = target.ask(&agent, authorization.as_deref(), request.offset)?;
         }
         target.opened(answer, request.offset)
-    }
-
-    fn agent(&self, base_url: &str, ca_pem: &[String]) -> Result<Agent, Fault> {
-        let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (base_url.to_string(), ca_pem.to_vec());
-        if let Some(agent) = agents.get(&key) {
-            return Ok(agent.clone());
-        }
-        let mut roots = self.system_roots.clone();
-        for pem in ca_pem {
-            let own = certificates(pem.as_bytes());
-            if own.is_empty() {
-                let message = format!("{base_url}: the CA certificate of the registry is not readable");
-                return Err(Fault::new(Reason::RegistryUntrusted, message));
-            }
-            roots.extend(own);
-        }
-        let tls = TlsConfig::builder()
-            .root_certs(RootCerts::Specific(Arc::new(roots)))
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .build();
-        let config: Config = Agent::config_builder()
-            .tls_config(tls)
-            .http_status_as_error(false)
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
-            .proxy(None)
-            .user_agent(concat!("selvedge/", env!("CARGO_PKG_VERSION")))
-            .timeout_resolve(Some(CONNECT_TIMEOUT))
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_recv_response(Some(ANSWER_TIMEOUT))
-            .timeout_per_read(Some(SILENCE_TIMEOUT))
-            .max_idle_connections_per_host(4)
-            .build();
-        let agent = Agent::with_parts(config, DefaultConnector::default(), self.dns.clone());
-        if agents.len() >= MAX_KEPT {
-            agents.pop_first();
-        }
-        agents.insert(key, agent.clone());
-        Ok(agent)
     }
 
     fn token(&self, key: &TokenKey) -> Option<String> {
@@ -197,7 +113,7 @@ impl Registries {
         if let Some(basic) = &basic {
             ask = ask.header("authorization", basic);
         }
-        let mut answer = ask.call().map_err(|error| fault_of(&error, &realm))?;
+        let mut answer = ask.call().map_err(|error| fault_of(&error, &realm, &REGISTRY))?;
         match answer.status().as_u16() {
             200 => {}
             400 | 401 | 403 => {
@@ -236,7 +152,7 @@ struct Target {
 }
 
 impl Target {
-    fn of(request: &FetchRequest) -> Result<Target, Fault> {
+    fn of(request: &ImageRequest) -> Result<Target, Fault> {
         let source = &request.source;
         let invalid =
             |what: &str| Fault::new(Reason::InvalidConfig, format!("{what} in {:?}", source.repository));
@@ -283,7 +199,7 @@ impl Target {
         if let Some(authorization) = authorization {
             ask = ask.header("authorization", authorization);
         }
-        ask.call().map_err(|error| fault_of(&error, &self.to_string()))
+        ask.call().map_err(|error| fault_of(&error, &self.to_string(), &REGISTRY))
     }
 
     fn opened(&self, answer: Response<Body>, asked_offset: u64) -> Result<Opened, Fault> {
@@ -328,37 +244,5 @@ impl std::fmt::Display for Target {
     }
 }
 
-/// `bytes 10-19/20` starts at 10.
-fn range_start(untrusted_text: &str) -> Option<u64> {
-    untrusted_text.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
-}
-
-fn certificates(pem: &[u8]) -> Vec<Certificate<'static>> {
-    let items = parse_pem(pem).filter_map(|item| match item {
-        Ok(PemItem::Certificate(certificate)) => Some(certificate),
-        _ => None,
-    });
-    items.collect()
-}
-
-/// Tells a certificate that is not trusted from a registry that cannot be reached.
-fn fault_of(error: &ureq::Error, what: &str) -> Fault {
-    let tls = match error {
-        ureq::Error::Rustls(error) => Some(error),
-        ureq::Error::Io(error) => error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()),
-        _ => None,
-    };
-    match (tls, error) {
-        (Some(rustls::Error::InvalidCertificate(why)), _) => {
-            Fault::new(Reason::RegistryUntrusted, format!("{what}: certificate refused: {why}"))
-        }
-        (Some(error), _) => Fault::new(Reason::RegistryUnreachable, format!("{what}: {error}")),
-        (None, ureq::Error::Other(inner)) => {
-            Fault::new(Reason::RegistryUnreachable, format!("{what}: {inner}"))
-        }
-        (None, error) => Fault::new(Reason::RegistryUnreachable, format!("{what}: {error}")),
-    }
-}
-
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -14,7 +14,7 @@ const FILE: &str = "state";
 /// The state of a hundred apps has room in it.
 const RESERVE_BYTES: usize = 512 << 10;
 /// First bytes of the file; the last one is the format's number.
-const MAGIC: &[u8; 8] = b"SELVPLN\x01";
+const MAGIC: &[u8; 8] = b"SELVPLN\x02";
 /// A larger file is not ours.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 

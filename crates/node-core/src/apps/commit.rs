@@ -7,15 +7,14 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
-use model::config::{AclProtocol, AppInstance, AppInterface, DeviceConfig, VirtualizationMode, VolumeOrigin};
-use model::desired::{AppDesired, VifsDesired};
+use model::config::{AclProtocol, AppInstance, AppInterface, DeviceConfig, VirtualizationMode};
+use model::desired::{AppDesired, MountDesired, Probe, VifsDesired};
 use model::id::{AppId, VolumeKey};
 use model::observed::Image;
 use model::reason::{Fault, Reason};
 
-use super::content::effective;
 use super::network::{mapped_ports, plan_vifs};
-use super::{Committed, Desired, Faults, Memory, Observed, is_alive};
+use super::{Committed, Desired, Faults, Memory, Observed, VolumeUse, is_alive, probe, volumes};
 
 /// Memory of the box that apps cannot have: the node's own services and the kernel.
 const NODE_RESERVE_BYTES: u64 = 192 << 20;
@@ -31,10 +30,10 @@ pub(super) fn plan_apps(
     order.sort_by_key(|app| memory.apps.get(&app.id).map_or(u16::MAX, |m| m.number));
     let mut admitted = Admitted::new(observed);
     for app in order {
-        note_purge(app, memory);
+        note_purge(config, app, memory);
         let is_wanted = is_wanted(config, app);
         if let Err(fault) =
-            check(config, app).and_then(|()| if is_wanted { admitted.admit(app) } else { Ok(()) })
+            check(config, app).and_then(|()| if is_wanted { admitted.admit(config, app) } else { Ok(()) })
         {
             faults.block_app(app.id, fault);
             continue;
@@ -42,7 +41,7 @@ pub(super) fn plan_apps(
         if faults.blocked.contains(&app.id) || !is_wanted {
             continue;
         }
-        if let Err(fault) = plan_app(app, observed, memory, desired, faults) {
+        if let Err(fault) = plan_app(config, app, observed, memory, desired, faults) {
             faults.block_app(app.id, fault);
         }
     }
@@ -54,16 +53,15 @@ pub(super) fn is_wanted(config: &DeviceConfig, app: &AppInstance) -> bool {
 }
 
 /// A purge that left the volumes' generations alone makes new ones of the node's own.
-fn note_purge(app: &AppInstance, memory: &mut Memory) {
+fn note_purge(config: &DeviceConfig, app: &AppInstance, memory: &mut Memory) {
     let Some(entry) = memory.apps.get_mut(&app.id) else { return };
     if app.purge_counter == entry.purge_counter {
         return;
     }
     entry.purge_counter = app.purge_counter;
     if let Some(committed) = &entry.committed {
-        let now: Vec<VolumeKey> =
-            app.volumes.iter().map(|key| effective(*key, entry.local_generation)).collect();
-        if now == committed.volumes {
+        let now = volumes::uses(config, app, entry.local_generation);
+        if keys(&now).eq(keys(&committed.volumes)) {
             entry.local_generation += 1;
         }
     }
@@ -82,34 +80,7 @@ fn check(config: &DeviceConfig, app: &AppInstance) -> Result<(), Fault> {
         let message = format!("app {}: physical devices cannot be given to containers so far", app.name);
         return Err(Fault::new(Reason::Unsupported, message));
     }
-    match app.volumes.as_slice() {
-        [_] => {}
-        [] => return Err(Fault::new(Reason::InvalidConfig, format!("app {} has no root volume", app.name))),
-        [_, _, ..] => {
-            let message = format!("app {}: more than one volume cannot be used so far", app.name);
-            return Err(Fault::new(Reason::Unsupported, message));
-        }
-    }
-    for key in &app.volumes {
-        let Some(volume) = config.volume(*key) else {
-            let message = format!("app {}: volume {key} is not in the config", app.name);
-            return Err(Fault::new(Reason::MissingReference, message));
-        };
-        match volume.origin {
-            VolumeOrigin::Content(tree) if config.content_tree(tree).is_none() => {
-                let message = format!(
-                    "app {}: content tree {tree} of volume {} is not in the config",
-                    app.name, volume.name
-                );
-                return Err(Fault::new(Reason::MissingReference, message));
-            }
-            VolumeOrigin::Content(_) => {}
-            VolumeOrigin::Blank => {
-                let message = format!("app {}: root volume {} has no content", app.name, volume.name);
-                return Err(Fault::new(Reason::InvalidConfig, message));
-            }
-        }
-    }
+    volumes::check(config, app)?;
     for interface in &app.interfaces {
         if config.network_instance(interface.network).is_none() {
             let message = format!(
@@ -126,6 +97,8 @@ fn check(config: &DeviceConfig, app: &AppInstance) -> Result<(), Fault> {
 struct Admitted {
     memory_left_bytes: Option<u64>,
     ports: BTreeMap<(u16, AclProtocolKey), AppId>,
+    /// Those that may be written.
+    volumes: BTreeMap<VolumeKey, AppId>,
 }
 
 /// Orders protocols.
@@ -144,10 +117,10 @@ impl Admitted {
     fn new(observed: &Observed) -> Admitted {
         let memory_left_bytes =
             observed.node.as_ref().map(|n| n.memory_bytes.saturating_sub(NODE_RESERVE_BYTES));
-        Admitted { memory_left_bytes, ports: BTreeMap::new() }
+        Admitted { memory_left_bytes, ports: BTreeMap::new(), volumes: BTreeMap::new() }
     }
 
-    fn admit(&mut self, app: &AppInstance) -> Result<(), Fault> {
+    fn admit(&mut self, config: &DeviceConfig, app: &AppInstance) -> Result<(), Fault> {
         if let Some(left) = self.memory_left_bytes {
             self.memory_left_bytes = Some(left.checked_sub(app.resources.memory_bytes).ok_or_else(|| {
                 let message = format!(
@@ -165,43 +138,57 @@ impl Admitted {
                 return Err(Fault::new(Reason::AddressConflict, message));
             }
         }
+        for volume in app.volumes.iter().filter_map(|used| config.volume(used.key)) {
+            if volume.is_read_only {
+                continue;
+            }
+            let owner = *self.volumes.entry(volume.key).or_insert(app.id);
+            if owner != app.id {
+                let message =
+                    format!("app {}: volume {} is writable and used by app {owner}", app.name, volume.name);
+                return Err(Fault::new(Reason::VolumeInUse, message));
+            }
+        }
         Ok(())
     }
 }
 
 fn plan_app(
+    config: &DeviceConfig,
     app: &AppInstance,
     observed: &Observed,
     memory: &mut Memory,
     desired: &mut Desired,
     faults: &mut Faults,
 ) -> Result<(), Fault> {
-    let target = Target::of(app, memory);
+    let target = Target::of(config, app, memory);
     let committed = memory.apps.get(&app.id).and_then(|m| m.committed.clone());
     let runs = observed.apps.get(&app.id).is_some_and(is_alive);
+    let standing = volumes::standing(&target.volumes, observed);
     let (commits, interfaces) = match &committed {
-        None => (target.image(observed).is_some(), target.interfaces.clone()),
+        None => (standing.is_some(), target.interfaces.clone()),
         Some(old) => {
             let may = target.may_commit(old, runs);
             if !may {
                 target.warn(app, old, faults);
             }
             // the old instance runs on until the new volumes are there
-            let ready = may && target.image(observed).is_some();
+            let ready = may && standing.is_some();
             (ready, if ready { target.interfaces.clone() } else { old.interfaces.clone() })
         }
     };
     let vifs = plan_vifs(app, &interfaces, memory, desired)?;
     let changes = committed.as_ref().is_none_or(|old| target.differs(old));
-    if let (true, true, Some(image)) = (commits, changes, target.image(observed)) {
-        target.commit(app, image, &vifs, desired, memory);
+    if let (true, true, Some(standing)) = (commits, changes, standing) {
+        target.commit(app, standing, &vifs, desired, memory);
     }
     let ready = are_ready(&vifs, observed);
     desired.vifs.insert(app.id, vifs);
     let Some(committed) = memory.apps.get(&app.id).and_then(|m| m.committed.as_ref()) else { return Ok(()) };
-    let volumes_stand =
-        committed.volumes.iter().all(|key| observed.volumes.get(key).is_some_and(|v| v.image.is_some()));
-    if (ready && volumes_stand) || runs {
+    if let Some(fault) = volumes::obstacle(&committed.volumes, observed) {
+        return Err(fault);
+    }
+    if (ready && volumes::standing(&committed.volumes, observed).is_some()) || runs {
         desired.apps.insert(app.id, committed.spec.clone());
     }
     Ok(())
@@ -220,31 +207,34 @@ struct Target {
     restart_counter: u32,
     purge_counter: u32,
     resources: model::config::Resources,
-    volumes: Vec<VolumeKey>,
+    volumes: Vec<VolumeUse>,
     interfaces: Vec<AppInterface>,
     user_data: Option<model::config::UserData>,
+    probe: Option<Probe>,
+    start_delay_s: u32,
+}
+
+fn keys(uses: &[VolumeUse]) -> impl Iterator<Item = VolumeKey> {
+    uses.iter().map(|volume| volume.key)
 }
 
 impl Target {
-    fn of(app: &AppInstance, memory: &Memory) -> Target {
+    fn of(config: &DeviceConfig, app: &AppInstance, memory: &Memory) -> Target {
         let local = memory.apps.get(&app.id).map_or(0, |m| m.local_generation);
         Target {
             restart_counter: app.restart_counter,
             purge_counter: app.purge_counter,
             resources: app.resources,
-            volumes: app.volumes.iter().map(|key| effective(*key, local)).collect(),
+            volumes: volumes::uses(config, app, local),
             interfaces: app
                 .interfaces
                 .iter()
                 .map(|i| AppInterface { acl: Vec::new(), ..i.clone() })
                 .collect(),
             user_data: app.user_data.clone(),
+            probe: probe::of(config, app.id),
+            start_delay_s: app.start_delay_s,
         }
-    }
-
-    /// The image of the root volume, once that stands.
-    fn image<'a>(&self, observed: &'a Observed) -> Option<&'a Image> {
-        observed.volumes.get(self.volumes.first()?)?.image.as_ref()
     }
 
     fn differs(&self, old: &Committed) -> bool {
@@ -254,16 +244,18 @@ impl Target {
             || self.volumes != old.volumes
             || self.interfaces != old.interfaces
             || self.user_data != old.user_data
+            || self.probe != old.probe
+            || self.start_delay_s != old.spec.start_delay_s
     }
 
     fn may_commit(&self, old: &Committed, runs: bool) -> bool {
         let purges = self.purge_counter != old.purge_counter;
         let restarts = purges || self.restart_counter != old.restart_counter || !runs;
-        restarts && (purges || self.volumes == old.volumes)
+        restarts && (purges || keys(&self.volumes).eq(keys(&old.volumes)))
     }
 
     fn warn(&self, app: &AppInstance, old: &Committed, faults: &mut Faults) {
-        if self.volumes != old.volumes {
+        if !keys(&self.volumes).eq(keys(&old.volumes)) {
             let message = format!("app {}: its volumes changed without a purge", app.name);
             faults.warn_app(app.id, Fault::new(Reason::PurgeNeeded, message));
         } else if self.resources != old.resources {
@@ -275,15 +267,15 @@ impl Target {
     fn commit(
         self,
         app: &AppInstance,
-        image: &Image,
+        (image, mounts): (&Image, Vec<MountDesired>),
         vifs: &VifsDesired,
         desired: &Desired,
         memory: &mut Memory,
     ) {
-        let Some(root) = self.volumes.first().copied() else { return };
+        let Some(root) = self.volumes.first() else { return };
         let Some(entry) = memory.apps.get_mut(&app.id) else { return };
         if let Some(old) = &entry.committed {
-            entry.retired.insert(old.spec.instance, old.volumes.clone());
+            entry.retired.insert(old.spec.instance, keys(&old.volumes).collect());
         }
         entry.instance += 1;
         let mut dns: Vec<Ipv4Addr> = vifs
@@ -299,12 +291,16 @@ impl Target {
             mode: self.resources.mode,
             memory_bytes: self.resources.memory_bytes,
             vcpus: self.resources.vcpus.max(1),
-            root,
+            root: root.key,
+            root_size_bytes: root.max_size_bytes,
+            mounts,
             image: image.config.clone(),
             layers: image.layers.clone(),
             vif_count: u16::try_from(vifs.vifs.len()).unwrap_or(u16::MAX),
             dns,
             user_data: self.user_data.clone(),
+            start_delay_s: app.start_delay_s,
+            probe: self.probe.clone(),
         };
         entry.committed = Some(Committed {
             restart_counter: self.restart_counter,
@@ -313,6 +309,7 @@ impl Target {
             volumes: self.volumes,
             interfaces: self.interfaces,
             user_data: self.user_data,
+            probe: self.probe,
             spec,
         });
     }

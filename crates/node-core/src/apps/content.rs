@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Content trees and volumes.
+//! Content trees: which images and files, and where from.
 
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
-use model::config::{ContentFormat, ContentTree, Datastore, DatastoreKind, DeviceConfig, VolumeOrigin};
-use model::desired::{ContentDesired, ContentSource, RegistrySource, VolumeDesired};
-use model::id::VolumeKey;
+use model::config::{ContentFormat, ContentTree, Datastore, DatastoreKind, DeviceConfig};
+use model::desired::{ContentDesired, ContentSource, ContentSources, FileSource, RegistrySource};
 use model::reason::{Fault, Reason};
 
-use super::{Desired, Faults, Memory, Observed, is_alive};
+use super::{Desired, Faults};
 
 pub(super) fn plan_content(config: &DeviceConfig, desired: &mut Desired, faults: &mut Faults) {
     for tree in &config.content_trees {
@@ -25,24 +24,39 @@ pub(super) fn plan_content(config: &DeviceConfig, desired: &mut Desired, faults:
 }
 
 fn content_of(config: &DeviceConfig, tree: &ContentTree) -> Result<ContentDesired, Fault> {
-    if tree.format != ContentFormat::Container {
-        let message = format!("content tree {}: only container images can be used so far", tree.name);
-        return Err(Fault::new(Reason::Unsupported, message));
-    }
-    let mut sources = Vec::new();
+    let mut stores = Vec::new();
     for id in &tree.datastores {
-        let store = config.datastore(*id).ok_or_else(|| {
+        stores.push(config.datastore(*id).ok_or_else(|| {
             Fault::new(
                 Reason::MissingReference,
                 format!("content tree {}: datastore {id} is not in the config", tree.name),
             )
-        })?;
-        sources.push(source_of(store, tree)?);
+        })?);
     }
-    if sources.is_empty() {
+    if stores.is_empty() {
         let message = format!("content tree {} names no datastore", tree.name);
         return Err(Fault::new(Reason::MissingReference, message));
     }
+    let stores = stores.into_iter();
+    let sources = match tree.format {
+        ContentFormat::Container => {
+            ContentSources::Registries(stores.map(|store| image_of(store, tree)).collect::<Result<_, _>>()?)
+        }
+        ContentFormat::Raw => {
+            if tree.digest.is_none() {
+                let message = format!("content tree {}: a file needs its sha256", tree.name);
+                return Err(Fault::new(Reason::InvalidConfig, message));
+            }
+            ContentSources::Servers(stores.map(|store| file_of(store, tree)).collect::<Result<_, _>>()?)
+        }
+        ContentFormat::Qcow2 | ContentFormat::Other(_) => {
+            let message = format!(
+                "content tree {}: format {:?} cannot be used by containers; files come as RAW",
+                tree.name, tree.format
+            );
+            return Err(Fault::new(Reason::Unsupported, message));
+        }
+    };
     Ok(ContentDesired {
         id: tree.id,
         name: tree.name.clone(),
@@ -53,7 +67,35 @@ fn content_of(config: &DeviceConfig, tree: &ContentTree) -> Result<ContentDesire
     })
 }
 
-fn source_of(store: &Datastore, tree: &ContentTree) -> Result<ContentSource, Fault> {
+/// URL of a file: server, path of the datastore, path of the content tree.
+fn file_of(store: &Datastore, tree: &ContentTree) -> Result<FileSource, Fault> {
+    let scheme = match store.kind {
+        DatastoreKind::Http => "http",
+        DatastoreKind::Https => "https",
+        DatastoreKind::ContainerRegistry | DatastoreKind::Other(_) => {
+            let message =
+                format!("content tree {}: datastore {} is no HTTP or HTTPS server", tree.name, store.id);
+            return Err(Fault::new(Reason::Unsupported, message));
+        }
+    };
+    let fqdn = store.fqdn.trim_end_matches('/');
+    let server = match fqdn.split_once("://") {
+        Some((said, _)) if said == scheme => fqdn.to_string(),
+        None if !fqdn.is_empty() => format!("{scheme}://{fqdn}"),
+        _ => {
+            let message = format!("content tree {}: {fqdn:?} is no {scheme} server", tree.name);
+            return Err(Fault::new(Reason::InvalidConfig, message));
+        }
+    };
+    let url = [server.as_str(), store.path.trim_matches('/'), tree.url.trim_start_matches('/')];
+    Ok(FileSource {
+        url: url.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/"),
+        credentials: store.credentials.clone(),
+        ca_pem: store.ca_pem.clone(),
+    })
+}
+
+fn image_of(store: &Datastore, tree: &ContentTree) -> Result<ContentSource, Fault> {
     if store.kind != DatastoreKind::ContainerRegistry {
         let message = format!("content tree {}: datastore {} is no container registry", tree.name, store.id);
         return Err(Fault::new(Reason::Unsupported, message));
@@ -114,45 +156,6 @@ fn base_url(store: &Datastore) -> String {
     format!("{scheme}://{authority}")
 }
 
-/// Volumes of the config, those an app will need after its purge, and those an app still runs from.
-pub(super) fn plan_volumes(
-    config: &DeviceConfig,
-    observed: &Observed,
-    memory: &Memory,
-    previous: &Desired,
-    desired: &mut Desired,
-) {
-    for volume in &config.volumes {
-        let VolumeOrigin::Content(content) = volume.origin else { continue };
-        let users: Vec<_> = config.apps.iter().filter(|app| app.volumes.contains(&volume.key)).collect();
-        let mut keys: Vec<VolumeKey> = users
-            .iter()
-            .map(|app| effective(volume.key, memory.apps.get(&app.id).map_or(0, |m| m.local_generation)))
-            .collect();
-        if users.is_empty() {
-            keys.push(volume.key);
-        }
-        for key in keys {
-            desired.volumes.insert(key, VolumeDesired { key, name: volume.name.clone(), content });
-        }
-    }
-    let in_use = memory.apps.iter().flat_map(|(id, entry)| {
-        let runs = desired.apps.contains_key(id) || observed.apps.get(id).is_some_and(is_alive);
-        let committed = entry.committed.iter().filter(move |_| runs).flat_map(|c| &c.volumes);
-        committed.chain(entry.retired.values().flatten()).copied().collect::<Vec<_>>()
-    });
-    for key in in_use.collect::<Vec<_>>() {
-        if let (false, Some(old)) = (desired.volumes.contains_key(&key), previous.volumes.get(&key)) {
-            desired.volumes.insert(key, old.clone());
-        }
-    }
-}
-
-/// The volume a key of the config stands for after local purges.
-pub(super) fn effective(key: VolumeKey, local_generation: u64) -> VolumeKey {
-    VolumeKey { id: key.id, generation: key.generation.saturating_add(local_generation) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,6 +170,49 @@ mod tests {
             ("team/web:1@sha256:ab", "team/web", Some("sha256:ab")),
         ] {
             assert_eq!(split_reference(whole), (repository, reference), "{whole}");
+        }
+    }
+
+    fn tree(url: &str) -> ContentTree {
+        ContentTree {
+            id: model::id::ContentTreeId(Default::default()),
+            name: "t".into(),
+            datastores: Vec::new(),
+            url: url.into(),
+            format: ContentFormat::Raw,
+            digest: None,
+            max_size_bytes: 0,
+            generation: 0,
+        }
+    }
+
+    #[test]
+    fn files_have_whole_urls() {
+        let store = |kind, fqdn: &str, path: &str| Datastore {
+            id: model::id::DatastoreId(Default::default()),
+            kind,
+            fqdn: fqdn.into(),
+            path: path.into(),
+            credentials: None,
+            ca_pem: Vec::new(),
+        };
+        use DatastoreKind::{Http, Https};
+        for (kind, fqdn, path, url, whole) in [
+            (Http, "files.example", "", "a.bin", "http://files.example/a.bin"),
+            (
+                Https,
+                "https://files.example:8443/",
+                "/x/y/",
+                "/d/a.bin",
+                "https://files.example:8443/x/y/d/a.bin",
+            ),
+            (Http, "http://10.0.0.1", "", "/a?b=c", "http://10.0.0.1/a?b=c"),
+        ] {
+            assert_eq!(file_of(&store(kind, fqdn, path), &tree(url)).unwrap().url, whole);
+        }
+        for (kind, fqdn) in [(Https, "http://files.example"), (Http, ""), (Http, "ftp://a")] {
+            let fault = file_of(&store(kind, fqdn, ""), &tree("a")).unwrap_err();
+            assert_eq!(fault.reason, Reason::InvalidConfig, "{fqdn}");
         }
     }
 

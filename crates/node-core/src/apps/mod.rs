@@ -16,13 +16,19 @@
 //! | purge counter | the new volumes are made while the old instance runs, then both are swapped |
 //! | memory, processors, interfaces, user data alone | at the next restart; resources report `RestartNeeded` |
 //! | volumes alone | not at all; reports `PurgeNeeded` |
+//! | size of a volume, its place in the app, probe | at the next restart |
+//!
+//! A volume that is full ([`Reason::VolumeFull`](model::reason::Reason)) stops the apps that use it and is never deleted for
+//! it; a volume that may be written belongs to one app.
 
 mod commit;
 mod content;
 mod network;
+pub(crate) mod probe;
 mod report;
 #[cfg(test)]
 mod tests;
+mod volumes;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
@@ -30,7 +36,7 @@ use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
 use model::config::{AppInterface, DeviceConfig, ObjectRef, Resources, UserData};
-use model::desired::{AppDesired, ContentDesired, NetworkDesired, VifsDesired, VolumeDesired};
+use model::desired::{AppDesired, ContentDesired, NetworkDesired, Probe, VifsDesired, VolumeDesired};
 use model::id::{AppId, ContentTreeId, NetworkInstanceId, VolumeKey};
 use model::observed::{
     AppObserved, ContentObserved, NetworkObserved, NodeObserved, PortObserved, VifsObserved, VolumeObserved,
@@ -65,7 +71,8 @@ pub struct Memory {
 pub struct AppMemory {
     /// Names the node's ends of its interfaces. Older apps have lower numbers, and win conflicts.
     pub number: u16,
-    /// Added to the generation of the app's volumes: raised by a purge that left the generations alone.
+    /// Added to the generation of the app's root volume: raised by a purge that left the generations alone. Other
+    /// volumes outlive such a purge, as the standard has it.
     pub local_generation: u64,
     /// Purge counter `local_generation` has been raised for.
     pub purge_counter: u32,
@@ -83,12 +90,23 @@ pub struct Committed {
     pub restart_counter: u32,
     pub purge_counter: u32,
     pub resources: Resources,
-    /// With the local generation added.
-    pub volumes: Vec<VolumeKey>,
+    pub volumes: Vec<VolumeUse>,
     /// Without their rules: those change at once.
     pub interfaces: Vec<AppInterface>,
     pub user_data: Option<UserData>,
+    pub probe: Option<Probe>,
     pub spec: AppDesired,
+}
+
+/// How an app uses a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeUse {
+    /// With the local generation added.
+    pub key: VolumeKey,
+    pub name: String,
+    pub mount_dir: String,
+    pub max_size_bytes: u64,
+    pub is_read_only: bool,
 }
 
 /// What each process shall keep. Absent means to go.
@@ -136,7 +154,7 @@ pub fn plan(config: &DeviceConfig, observed: &Observed, memory: &Memory, previou
         commit::plan_apps(config, observed, &mut memory, &mut desired, &mut faults);
         hold_the_unreadable(config, previous, &mut desired);
         keep_the_leaving(observed, previous, &mut desired);
-        content::plan_volumes(config, observed, &memory, previous, &mut desired);
+        volumes::plan_volumes(config, observed, &memory, previous, &mut desired);
         desired
     };
     let status = report::report(
@@ -280,6 +298,6 @@ fn is_alive(app: &AppObserved) -> bool {
     use model::observed::RunState;
     match app.state {
         RunState::Starting | RunState::Running { .. } | RunState::Stopping | RunState::Backoff { .. } => true,
-        RunState::Halted | RunState::Failed => false,
+        RunState::Delayed { .. } | RunState::Halted | RunState::Failed => false,
     }
 }

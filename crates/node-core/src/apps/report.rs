@@ -2,6 +2,7 @@
 //! What is reported: the state of each object of the config, and of those that are still leaving.
 
 use alloc::collections::BTreeMap;
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -11,8 +12,8 @@ use model::config::{
     AppInstance, ContentTree, DeviceConfig, NetworkInstance, NetworkInstanceKind, Volume, VolumeOrigin,
 };
 use model::desired::VifDesired;
-use model::id::{AppId, ContentTreeId, NetworkInstanceId, VolumeKey};
-use model::observed::{AppObserved, ContentState, RunState};
+use model::id::{AppId, ContentTreeId, NetworkInstanceId};
+use model::observed::{AppObserved, ContentState, Health, RunState, VolumeObserved};
 use model::reason::{Fault, Reason};
 use model::status::{
     AppStatus, ConfigApplied, ConfigItemStatus, ContentTreeStatus, NetworkInstanceStatus, NetworkKind,
@@ -20,7 +21,7 @@ use model::status::{
 };
 
 use super::commit::is_wanted;
-use super::content::effective;
+use super::volumes;
 use super::{Desired, Faults, Memory, Observed, Status, is_alive};
 
 pub(super) struct World<'a> {
@@ -84,7 +85,7 @@ impl World<'_> {
             state,
             is_activated,
             faults,
-            volumes: app.volumes.clone(),
+            volumes: app.volumes.iter().map(|used| used.key).collect(),
             vifs: self.vifs(app.id, seen),
             restart_counter,
             purge_counter,
@@ -108,16 +109,28 @@ impl World<'_> {
             faults.push(Fault::new(Reason::Maintenance, "the node starts no apps while in maintenance mode"));
             return SwState::Halted;
         }
-        if let Some(seen) = seen.filter(|s| is_alive(s) || s.state == RunState::Failed) {
+        let is_told =
+            |s: &&AppObserved| is_alive(s) || matches!(s.state, RunState::Failed | RunState::Delayed { .. });
+        if let Some(seen) = seen.filter(is_told) {
             faults.extend(seen.fault.clone());
             let leaves = !self.desired.apps.contains_key(&app.id);
             let stale = committed.is_some_and(|c| c.spec.instance != seen.instance);
             return match seen.state {
-                _ if leaves => SwState::Halting,
+                _ if leaves && is_alive(seen) => SwState::Halting,
                 RunState::Running { .. } | RunState::Stopping if stale => SwState::Restarting,
+                RunState::Delayed { .. } => SwState::StartDelayed,
                 RunState::Starting => SwState::Booting,
                 RunState::Running { .. } if self.purges(app) => SwState::Purging,
-                RunState::Running { .. } => SwState::Running,
+                RunState::Running { .. } => match &seen.health {
+                    // Its probe has not been answered yet.
+                    Some(Health::Unknown) => SwState::Booting,
+                    Some(Health::Bad(why)) => {
+                        let message = format!("app {}: {why}", app.name);
+                        faults.push(Fault::new(Reason::AppUnhealthy, message));
+                        SwState::Running
+                    }
+                    Some(Health::Good) | None => SwState::Running,
+                },
                 RunState::Stopping => SwState::Halting,
                 RunState::Backoff { .. } | RunState::Failed | RunState::Halted => SwState::Failed,
             };
@@ -128,7 +141,7 @@ impl World<'_> {
         let volumes = app
             .volumes
             .iter()
-            .filter_map(|key| self.config.volume(*key))
+            .filter_map(|used| self.config.volume(used.key))
             .map(|volume| {
                 let (state, fault) = self.volume_progress(volume);
                 faults.extend(fault);
@@ -227,6 +240,7 @@ impl World<'_> {
             }
             Some(ContentState::Verified { total_bytes, .. }) => (SwState::Verified, 100, *total_bytes),
             Some(ContentState::Loaded(image)) => (SwState::Loaded, 100, image.total_bytes),
+            Some(ContentState::LoadedFile(file)) => (SwState::Loaded, 100, file.size_bytes),
         }
     }
 
@@ -244,6 +258,7 @@ impl World<'_> {
             Some(ContentState::Loaded(image)) => {
                 (Some(image.digest), image.blobs.iter().map(|b| b.digest).collect())
             }
+            Some(ContentState::LoadedFile(file)) => (Some(file.digest), alloc::vec![file.digest]),
             Some(ContentState::Downloading { digest, .. } | ContentState::Verified { digest, .. }) => {
                 (Some(*digest), Vec::new())
             }
@@ -274,17 +289,15 @@ impl World<'_> {
         faults.iter().any(|fault| fault.reason.retry() == model::reason::Retry::AfterChange)
     }
 
-    /// Key of the volume that stands for one of the config, after local purges of its app.
-    fn effective_key(&self, volume: &Volume) -> VolumeKey {
-        let user = self.config.apps.iter().find(|app| app.volumes.contains(&volume.key));
-        let local = user.and_then(|app| self.memory.apps.get(&app.id)).map_or(0, |m| m.local_generation);
-        effective(volume.key, local)
+    /// What stands for a volume of the config, after local purges of its app.
+    fn seen_volume(&self, volume: &Volume) -> Option<&VolumeObserved> {
+        volumes::keys(self.config, self.memory, volume).iter().find_map(|key| self.observed.volumes.get(key))
     }
 
     fn volume_progress(&self, volume: &Volume) -> (SwState, Option<Fault>) {
-        let seen = self.observed.volumes.get(&self.effective_key(volume));
-        if seen.is_some_and(|v| v.image.is_some()) {
-            return (SwState::CreatedVolume, None);
+        let seen = self.seen_volume(volume);
+        if let Some(seen) = seen.filter(|v| v.made.is_some()) {
+            return (SwState::CreatedVolume, seen.fault.clone());
         }
         if let Some(fault) = seen.and_then(|v| v.fault.clone()) {
             return (SwState::CreatingVolume, Some(fault));
@@ -302,8 +315,9 @@ impl World<'_> {
     fn volume(&self, volume: &Volume) -> VolumeStatus {
         let (state, fault) = self.volume_progress(volume);
         let faults: Vec<Fault> = fault.into_iter().collect();
-        let seen = self.observed.volumes.get(&self.effective_key(volume));
-        let users = self.config.apps.iter().filter(|app| app.volumes.contains(&volume.key)).count();
+        let seen = self.seen_volume(volume);
+        let is_user = |app: &&AppInstance| app.volumes.iter().any(|used| used.key == volume.key);
+        let users = self.config.apps.iter().filter(is_user).count();
         VolumeStatus {
             key: volume.key,
             name: volume.name.clone(),
@@ -317,6 +331,7 @@ impl World<'_> {
                 VolumeOrigin::Blank => 0,
             },
             used_bytes: seen.map_or(0, |v| v.used_bytes),
+            max_size_bytes: volume.max_size_bytes,
             users: u32::try_from(users).unwrap_or(u32::MAX),
             faults,
         }

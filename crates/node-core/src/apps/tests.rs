@@ -8,7 +8,7 @@ use alloc::string::ToString;
 use alloc::vec;
 
 use model::config::*;
-use model::desired::ImageConfig;
+use model::desired::{ContentSources, ImageConfig};
 use model::id::*;
 use model::observed::*;
 use model::reason::Reason;
@@ -33,7 +33,10 @@ fn app(number: u8) -> AppInstance {
         name: alloc::format!("App {number}"),
         is_active: true,
         resources: Resources { memory_bytes: 64 << 20, vcpus: 1, mode: VirtualizationMode::NoHyper },
-        volumes: vec![VolumeKey { id: VolumeId(uuid(5, number)), generation: 0 }],
+        volumes: vec![VolumeRef {
+            key: VolumeKey { id: VolumeId(uuid(5, number)), generation: 0 },
+            mount_dir: String::new(),
+        }],
         interfaces: vec![AppInterface {
             name: "eth0".into(),
             network: NetworkInstanceId(uuid(2, 1)),
@@ -121,9 +124,9 @@ fn config(apps: &[AppInstance]) -> DeviceConfig {
             max_size_bytes: 0,
             generation: 0,
         });
-        for key in &app.volumes {
+        for used in &app.volumes {
             config.volumes.push(Volume {
-                key: *key,
+                key: used.key,
                 name: app.name.clone(),
                 origin: VolumeOrigin::Content(tree),
                 max_size_bytes: 0,
@@ -226,12 +229,21 @@ impl World {
         let o = &mut self.observed;
         o.volumes.retain(|key, _| self.desired.volumes.contains_key(key));
         for (key, want) in &self.desired.volumes {
-            if let (false, Some(ContentState::Loaded(image))) =
-                (o.volumes.contains_key(key), o.content.get(&want.content).map(|c| &c.state))
-            {
-                let seen =
-                    VolumeObserved { key: *key, image: Some(image.clone()), used_bytes: 0, fault: None };
-                o.volumes.insert(*key, seen);
+            if o.volumes.contains_key(key) {
+                continue;
+            }
+            let content = match want.origin {
+                VolumeOrigin::Blank => None,
+                VolumeOrigin::Content(tree) => o.content.get(&tree).map(|c| &c.state),
+            };
+            let made = match (want.origin, content) {
+                (VolumeOrigin::Blank, _) => Some(MadeVolume::Directory),
+                (_, Some(ContentState::Loaded(image))) => Some(MadeVolume::Image(image.clone())),
+                (_, Some(ContentState::LoadedFile(file))) => Some(MadeVolume::File(file.digest)),
+                _ => None,
+            };
+            if made.is_some() {
+                o.volumes.insert(*key, VolumeObserved { key: *key, made, used_bytes: 0, fault: None });
             }
         }
         o.content.retain(|id, _| self.desired.content.contains_key(id));
@@ -248,7 +260,14 @@ impl World {
                 Some(ContentState::ResolvingTag) => {
                     ContentState::Downloading { digest: Digest([7; 32]), done_bytes: 10, total_bytes: 1000 }
                 }
-                Some(_) => ContentState::Loaded(image),
+                Some(_) => match want.sources {
+                    ContentSources::Registries(_) => ContentState::Loaded(image),
+                    ContentSources::Servers(_) => ContentState::LoadedFile(Blob {
+                        digest: Digest([9; 32]),
+                        size_bytes: 5,
+                        media_type: String::new(),
+                    }),
+                },
             };
             o.content
                 .insert(*id, ContentObserved { id: *id, generation: want.generation, state, fault: None });
@@ -296,7 +315,10 @@ impl World {
             };
             match next {
                 Some((instance, state)) => {
-                    o.apps.insert(id, AppObserved { app: id, instance, state, starts: 1, fault: None });
+                    o.apps.insert(
+                        id,
+                        AppObserved { app: id, instance, state, starts: 1, health: None, fault: None },
+                    );
                 }
                 None => {
                     o.apps.remove(&id);
@@ -372,7 +394,7 @@ fn purge_with_a_raised_generation_uses_that_one() {
     world.settle(&config(&[app(1)]));
     let mut changed = app(1);
     changed.purge_counter = 1;
-    changed.volumes[0].generation = 5;
+    changed.volumes[0].key.generation = 5;
     world.settle(&config(&[changed]));
     assert_eq!(world.desired.apps[&AppId(uuid(6, 1))].root.generation, 5);
     assert_eq!(world.state(1), SwState::Running);
@@ -386,7 +408,7 @@ fn changes_without_their_counter_are_reported_and_the_app_runs_on() {
                 as Box<dyn Fn(&mut AppInstance)>,
             Reason::RestartNeeded,
         ),
-        (Box::new(|a: &mut AppInstance| a.volumes[0].generation = 9), Reason::PurgeNeeded),
+        (Box::new(|a: &mut AppInstance| a.volumes[0].key.generation = 9), Reason::PurgeNeeded),
     ] {
         let mut world = World::new();
         world.settle(&config(&[app(1)]));
@@ -490,7 +512,7 @@ fn an_app_that_cannot_be_read_any_more_runs_on() {
     let fault =
         |object| ConfigFault { object, fault: model::reason::Fault::new(Reason::InvalidConfig, "apps[0]") };
     broken.faults.push(fault(ObjectRef::App(AppId(uuid(6, 1)))));
-    broken.faults.push(fault(ObjectRef::Volume(app(1).volumes[0])));
+    broken.faults.push(fault(ObjectRef::Volume(app(1).volumes[0].key)));
     broken.faults.push(fault(ObjectRef::ContentTree(ContentTreeId(uuid(4, 1)))));
     world.settle(&broken);
     assert_eq!(world.desired, before);
@@ -557,7 +579,7 @@ proptest! {
                 Change::Purge(n) => with(n, &|a| a.purge_counter += 1),
                 Change::Toggle(n) => with(n, &|a| a.is_active = !a.is_active),
                 Change::Memory(n, m) => with(n, &|a| a.resources.memory_bytes = u64::from(m) << 20),
-                Change::Generation(n) => with(n, &|a| { a.volumes[0].generation += 1; a.purge_counter += 1; }),
+                Change::Generation(n) => with(n, &|a| { a.volumes[0].key.generation += 1; a.purge_counter += 1; }),
             }
             let config = config(&apps.values().cloned().collect::<Vec<_>>());
             for _ in 0..rounds { world.round(&config); }
@@ -574,5 +596,138 @@ proptest! {
             }
         }
         prop_assert_eq!(world.observed.apps.len(), apps.values().filter(|a| a.is_active).count());
+    }
+}
+
+/// The volume of an app besides its root.
+fn second(number: u8) -> VolumeKey {
+    VolumeKey { id: VolumeId(uuid(7, number)), generation: 0 }
+}
+
+/// `apps` with a volume of the origin each, mounted at `/data`.
+fn with_second(apps: &mut [AppInstance], keys: &[VolumeKey], origin: VolumeOrigin) -> DeviceConfig {
+    let mut config = config(apps);
+    for (app, key) in apps.iter_mut().zip(keys) {
+        app.volumes.push(VolumeRef { key: *key, mount_dir: "/data".into() });
+        if config.volume(*key).is_none() {
+            config.volumes.push(Volume {
+                key: *key,
+                name: "data".into(),
+                origin,
+                max_size_bytes: 1000,
+                is_read_only: matches!(origin, VolumeOrigin::Content(_)),
+            });
+        }
+    }
+    config.apps = apps.to_vec();
+    config
+}
+
+#[test]
+fn an_app_waits_for_all_its_volumes_and_finds_them_where_ordered() {
+    let mut world = World::new();
+    let config = with_second(&mut [app(1)], &[second(1)], VolumeOrigin::Blank);
+    world.settle(&config);
+    assert_eq!(world.state(1), SwState::Running);
+    let mount = &world.desired.apps[&AppId(uuid(6, 1))].mounts[0];
+    assert_eq!(
+        (mount.volume, mount.index, mount.dir.as_str(), mount.name.as_str()),
+        (second(1), 1, "/data", "data")
+    );
+    assert_eq!((mount.max_size_bytes, &mount.content), (1000, &model::desired::MountContent::Directory));
+}
+
+#[test]
+fn a_purge_leaves_volumes_besides_the_root_alone() {
+    let mut world = World::new();
+    let mut one = [app(1)];
+    world.settle(&with_second(&mut one, &[second(1)], VolumeOrigin::Blank));
+    let mut purged = [app(1)];
+    purged[0].purge_counter = 1;
+    world.settle(&with_second(&mut purged, &[second(1)], VolumeOrigin::Blank));
+    let spec = &world.desired.apps[&AppId(uuid(6, 1))];
+    assert_eq!((spec.root.generation, spec.mounts[0].volume), (1, second(1)));
+}
+
+#[test]
+fn a_full_volume_stops_its_app_and_nothing_else_and_is_kept() {
+    let mut world = World::new();
+    let mut apps = [app(1), app(2)];
+    let mut config = with_second(&mut apps, &[second(1), second(2)], VolumeOrigin::Blank);
+    world.settle(&config);
+    let full = model::reason::Fault::new(Reason::VolumeFull, "full");
+    world.observed.volumes.get_mut(&second(1)).unwrap().fault = Some(full);
+    world.settle(&config);
+    assert_eq!((world.state(1), world.state(2)), (SwState::Failed, SwState::Running));
+    assert_eq!(world.reasons(1), [Reason::VolumeFull]);
+    assert!(world.desired.volumes.contains_key(&second(1)));
+    assert_eq!(world.last.as_ref().unwrap().status.volumes[&second(1)].faults.len(), 1);
+    // Given more room, it goes on with what it holds.
+    config.volumes.iter_mut().find(|volume| volume.key == second(1)).unwrap().max_size_bytes = 5000;
+    world.observed.volumes.get_mut(&second(1)).unwrap().fault = None;
+    world.settle(&config);
+    assert_eq!(world.state(1), SwState::Running);
+    assert_eq!(world.desired.apps[&AppId(uuid(6, 1))].mounts[0].max_size_bytes, 5000);
+}
+
+#[test]
+fn a_volume_is_shared_by_those_who_only_read_it() {
+    let mut world = World::new();
+    let mut apps = [app(1), app(2)];
+    let tree = ContentTreeId(uuid(4, 1));
+    let shared = with_second(&mut apps, &[second(1), second(1)], VolumeOrigin::Content(tree));
+    world.settle(&shared);
+    assert_eq!((world.state(1), world.state(2)), (SwState::Running, SwState::Running));
+    let mut world = World::new();
+    let mut apps = [app(1), app(2)];
+    world.settle(&with_second(&mut apps, &[second(1), second(1)], VolumeOrigin::Blank));
+    assert_eq!((world.state(1), world.state(2)), (SwState::Running, SwState::Failed));
+    assert_eq!(world.reasons(2), [Reason::VolumeInUse]);
+}
+
+#[test]
+fn a_file_becomes_a_volume_and_a_root_it_cannot_be() {
+    let mut world = World::new();
+    let mut config =
+        with_second(&mut [app(1)], &[second(1)], VolumeOrigin::Content(ContentTreeId(uuid(4, 9))));
+    config.datastores.push(Datastore {
+        id: DatastoreId(uuid(3, 2)),
+        kind: DatastoreKind::Https,
+        fqdn: "files.example".into(),
+        ..config.datastores[0].clone()
+    });
+    config.content_trees.push(ContentTree {
+        id: ContentTreeId(uuid(4, 9)),
+        datastores: vec![DatastoreId(uuid(3, 2))],
+        url: "a.bin".into(),
+        format: ContentFormat::Raw,
+        digest: Some(Digest([9; 32])),
+        ..config.content_trees[0].clone()
+    });
+    world.settle(&config);
+    assert_eq!(world.state(1), SwState::Running);
+    let mount = &world.desired.apps[&AppId(uuid(6, 1))].mounts[0];
+    assert_eq!((&mount.content, mount.is_read_only), (&model::desired::MountContent::File, true));
+    let mut swapped = config;
+    swapped.apps[0].volumes.swap(0, 1);
+    let mut world = World::new();
+    world.settle(&swapped);
+    assert_eq!((world.state(1), world.reasons(1)), (SwState::Failed, vec![Reason::InvalidConfig]));
+}
+
+#[test]
+fn health_is_told_as_state_and_fault() {
+    let mut world = World::new();
+    let config = config(&[app(1)]);
+    world.settle(&config);
+    for (health, state, reasons) in [
+        (Health::Unknown, SwState::Booting, vec![]),
+        (Health::Good, SwState::Running, vec![]),
+        (Health::Bad("tcp :1 refuses connections".into()), SwState::Running, vec![Reason::AppUnhealthy]),
+    ] {
+        world.observed.apps.get_mut(&AppId(uuid(6, 1))).unwrap().health = Some(health);
+        let plan = plan(&config, &world.observed, &world.memory, &world.desired);
+        world.last = Some(plan);
+        assert_eq!((world.state(1), world.reasons(1)), (state, reasons));
     }
 }

@@ -6,9 +6,9 @@ use alloc::format;
 use alloc::string::ToString;
 
 use model::config::VirtualizationMode;
-use model::desired::AppDesired;
+use model::desired::{AppDesired, ProbeAction};
 use model::id::AppId;
-use model::observed::{AppObserved, Exit, RunState};
+use model::observed::{AppObserved, Exit, Health, RunState};
 use model::reason::{Fault, Reason, Retry};
 use model::time::MonoMs;
 use reconcile::{Backoff, Outbox};
@@ -37,6 +37,11 @@ pub(super) struct App {
     /// Starts of `instance` so far.
     starts: u32,
     instance: u64,
+    /// Its first start since the node came up is not due before; `None` once there was one.
+    first_start_at: Option<MonoMs>,
+    was_started: bool,
+    /// It is being stopped because of this.
+    unhealthy: Option<Fault>,
     fault: Option<Fault>,
     published: Option<AppObserved>,
 }
@@ -82,6 +87,9 @@ impl App {
             backoff: Backoff::new(FIRST_RETRY_MS, LONGEST_RETRY_MS),
             starts: 0,
             instance: 0,
+            first_start_at: None,
+            was_started: false,
+            unhealthy: None,
             fault: None,
             published: None,
         }
@@ -103,6 +111,7 @@ impl App {
     pub(super) fn deadline(&self) -> Option<MonoMs> {
         match (&self.shim, &self.next) {
             (ShimState::None, Next::At { retry_at, .. }) if self.desired.is_some() => Some(*retry_at),
+            (ShimState::None, Next::Now) if self.desired.is_some() => self.first_start_at,
             (ShimState::None, _) => None,
             (ShimState::Awaited { until }, _) => Some(*until),
             (ShimState::Busy { until, .. }, _) => *until,
@@ -129,6 +138,7 @@ impl App {
                 self.begin_instance(shim.instance);
             }
             self.starts = self.starts.max(shim.start);
+            self.was_started = true;
         }
         let was_running_since = match &self.shim {
             ShimState::Busy { shim: Shim { phase: ShimPhase::Running { since, .. }, .. }, .. } => {
@@ -141,7 +151,11 @@ impl App {
                 if was_running_since.is_some_and(|since| now.since_ms(since) >= HEALTHY_MS) {
                     self.backoff.reset();
                 }
-                self.fault = Some(exit_fault(*exit));
+                let wait_ms = self.backoff.wait_ms();
+                self.fault = match self.unhealthy.take() {
+                    Some(fault) => Some(fault),
+                    None => Some(exit_fault(*exit, self.starts, wait_ms)),
+                };
                 self.wait_after_failure(now, Some(*exit));
                 self.release(now);
             }
@@ -203,7 +217,17 @@ impl App {
         };
     }
 
-    pub(super) fn decide(&mut self, now: MonoMs, are_orders_synced: bool, outbox: &mut Outbox<Order>) {
+    /// `came_up`: when the node did.
+    pub(super) fn decide(
+        &mut self,
+        now: MonoMs,
+        came_up: MonoMs,
+        are_orders_synced: bool,
+        outbox: &mut Outbox<Order>,
+    ) {
+        let delay_s = self.desired.as_ref().map_or(0, |desired| desired.start_delay_s);
+        let first_start_at = came_up.plus_s(u64::from(delay_s));
+        self.first_start_at = Some(first_start_at).filter(|at| !self.was_started && *at > now);
         let wanted = self.desired.as_ref().map(|desired| desired.instance);
         if matches!(self.shim, ShimState::None)
             && let Some(instance) = wanted
@@ -227,6 +251,8 @@ impl App {
                     let is_wanted = wanted == Some(shim.instance) && self.is_possible();
                     if !is_wanted && may_stop {
                         self.stop(now, outbox);
+                    } else if let Some(fault) = self.sickness() {
+                        self.stop_sick(now, fault, outbox);
                     }
                 }
                 ShimPhase::Stopping | ShimPhase::Ended(_) | ShimPhase::Failed(_) => {}
@@ -253,7 +279,28 @@ impl App {
         self.starts = 0;
         self.backoff.reset();
         self.next = Next::Now;
+        self.unhealthy = None;
         self.fault = None;
+    }
+
+    /// Its probe fails, and for that it is to be started again.
+    fn sickness(&self) -> Option<Fault> {
+        let ShimState::Busy { shim: Shim { health: Some(Health::Bad(why)), .. }, .. } = &self.shim else {
+            return None;
+        };
+        let probe = self.desired.as_ref()?.probe.as_ref()?;
+        let message = format!("the app was stopped, its probe failed: {why}");
+        (probe.action == ProbeAction::Restart).then(|| Fault::new(Reason::AppUnhealthy, message))
+    }
+
+    fn stop_sick(&mut self, now: MonoMs, fault: Fault, outbox: &mut Outbox<Order>) {
+        if let ShimState::Busy { shim: Shim { phase: ShimPhase::Running { since, .. }, .. }, .. } = &self.shim
+            && now.since_ms(*since) >= 2 * HEALTHY_MS
+        {
+            self.backoff.reset();
+        }
+        self.unhealthy = Some(fault);
+        self.stop(now, outbox);
     }
 
     fn wait_after_failure(&mut self, now: MonoMs, exit: Option<Exit>) {
@@ -277,7 +324,7 @@ impl App {
             return;
         }
         let is_due = match self.next {
-            Next::Now => true,
+            Next::Now => self.first_start_at.is_none(),
             Next::At { retry_at, .. } => retry_at <= now,
             Next::Never => false,
         };
@@ -298,7 +345,7 @@ impl App {
                 }
                 self.starts = self.starts.saturating_add(1);
                 let phase = ShimPhase::Starting;
-                let shim = Shim { instance: spec.instance, start: self.starts, phase };
+                let shim = Shim { instance: spec.instance, start: self.starts, phase, health: None };
                 self.shim = ShimState::Busy { shim, until: Some(now.plus_ms(SHIM_TIMEOUT_MS)) };
                 outbox.push(Order::Start { spec, start: self.starts });
             }
@@ -348,25 +395,59 @@ impl App {
                 RunState::Backoff { retry_at: *retry_at, exit: *exit }
             }
             (_, Next::At { .. } | Next::Never) => RunState::Failed,
-            (ShimState::None, Next::Now) => RunState::Failed,
+            (ShimState::None, Next::Now) => match self.first_start_at {
+                Some(until) if self.is_possible() => RunState::Delayed { until },
+                _ => RunState::Failed,
+            },
             (ShimState::Releasing { .. }, Next::Now) => RunState::Stopping,
         };
         let fault = match state {
-            RunState::Running { .. } | RunState::Stopping | RunState::Halted => None,
+            RunState::Running { .. } | RunState::Halted | RunState::Delayed { .. } => None,
+            RunState::Stopping => self.unhealthy.clone(),
             RunState::Starting | RunState::Backoff { .. } | RunState::Failed => self.fault.clone(),
         };
-        Some(AppObserved { app: self.id, instance: self.instance, state, starts: self.starts, fault })
+        let health = match &self.shim {
+            ShimState::Busy { shim, .. } if matches!(shim.phase, ShimPhase::Running { .. }) => {
+                shim.health.clone()
+            }
+            _ => None,
+        };
+        let (app, instance, starts) = (self.id, self.instance, self.starts);
+        Some(AppObserved { app, instance, state, starts, health, fault })
     }
 }
 
-fn exit_fault(exit: Exit) -> Fault {
-    match exit {
-        Exit::Code(code) => Fault::new(Reason::AppExited, format!("the app ended with code {code}")),
+/// How it ended, how often it was started, and how long it now waits.
+fn exit_fault(exit: Exit, starts: u32, wait_ms: u64) -> Fault {
+    let (reason, how) = match exit {
+        Exit::Code(code) => (Reason::AppExited, format!("the app ended with code {code}")),
         Exit::Signal(signal) => {
-            Fault::new(Reason::AppExited, format!("the app was ended by signal {signal}"))
+            let name = signal_name(signal).map(|name| format!(" ({name})")).unwrap_or_default();
+            (Reason::AppExited, format!("the app was ended by signal {signal}{name}"))
         }
-        Exit::OutOfMemory => {
-            Fault::new(Reason::AppOutOfMemory, "the app used more memory than its limit".to_string())
-        }
-    }
+        Exit::OutOfMemory => (Reason::AppOutOfMemory, "the app used more memory than its limit".to_string()),
+    };
+    let next = starts.saturating_add(1);
+    Fault::new(reason, format!("{how}; start {next} follows after {} s", wait_ms.div_ceil(1000)))
+}
+
+/// Signals that end programs, with their numbers on all machines this runs on.
+fn signal_name(signal: i32) -> Option<&'static str> {
+    Some(match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        11 => "SIGSEGV",
+        13 => "SIGPIPE",
+        15 => "SIGTERM",
+        24 => "SIGXCPU",
+        25 => "SIGXFSZ",
+        31 => "SIGSYS",
+        _ => return None,
+    })
 }

@@ -12,10 +12,13 @@
 //!    └ restarted run: Input::Live names the shims that live; each then says itself what it does (Awaited)
 //! ```
 //!
+//! An app whose probe fails is stopped and started again like one that ended by itself, when its order says so.
+//!
 //! Absent is not deleted: an app nobody orders is stopped only once the orders are synced. What asks for an isolation
 //! that this node does not have fails and is never run with less.
 
 mod app;
+pub mod health;
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +27,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 
 use model::desired::AppDesired;
 use model::id::AppId;
-use model::observed::{AppObserved, Exit};
+use model::observed::{AppObserved, Exit, Health};
 use model::reason::Fault;
 use model::time::{MonoMs, Now, WallTime};
 use reconcile::{Machine, Outbox, earliest};
@@ -39,6 +42,8 @@ pub struct Shim {
     /// Counts the starts of the instance, from 1.
     pub start: u32,
     pub phase: ShimPhase,
+    /// What the app's probe says, while it runs and has one.
+    pub health: Option<Health>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,8 +110,8 @@ pub enum Order {
 #[derive(Debug, Default)]
 pub struct Apps {
     apps: BTreeMap<AppId, App>,
-    /// [`Input::Live`] came.
-    knows_live: bool,
+    /// When [`Input::Live`] came: start delays count from here.
+    live_since: Option<MonoMs>,
     are_orders_synced: bool,
     said_synced: bool,
 }
@@ -118,7 +123,7 @@ impl Machine for Apps {
     fn handle(&mut self, now: Now, input: Input, outbox: &mut Outbox<Order>) {
         match input {
             Input::Live(live) => {
-                self.knows_live = true;
+                self.live_since.get_or_insert(now.mono);
                 for app in live {
                     self.apps.entry(app).or_insert_with(|| App::new(app)).shim_lives(now.mono);
                 }
@@ -167,11 +172,9 @@ impl Apps {
 
     fn decide(&mut self, now: MonoMs, outbox: &mut Outbox<Order>) {
         // Before init said what lives, a new shim could be the second of its app.
-        if !self.knows_live {
-            return;
-        }
+        let Some(came_up) = self.live_since else { return };
         for app in self.apps.values_mut() {
-            app.decide(now, self.are_orders_synced, outbox);
+            app.decide(now, came_up, self.are_orders_synced, outbox);
         }
         self.apps.retain(|_, app| !app.is_forgotten());
         if !self.said_synced && self.apps.values().all(App::is_known) {

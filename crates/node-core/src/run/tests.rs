@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use super::*;
 use model::config::VirtualizationMode;
-use model::desired::ImageConfig;
+use model::desired::{ImageConfig, Probe, ProbeAction, ProbeKind};
 use model::id::{VolumeId, VolumeKey};
 use model::observed::RunState;
 use model::reason::Reason;
@@ -39,11 +39,19 @@ fn spec(n: u8, instance: u64) -> AppDesired {
         vif_count: 0,
         dns: Vec::new(),
         user_data: None,
+        root_size_bytes: 0,
+        mounts: Vec::new(),
+        start_delay_s: 0,
+        probe: None,
     }
 }
 
 fn running(since: u64) -> ShimPhase {
     ShimPhase::Running { since: MonoMs(since), started_at: None }
+}
+
+fn idle() -> Shim {
+    Shim { instance: 0, start: 0, phase: ShimPhase::Idle, health: None }
 }
 
 impl World {
@@ -85,11 +93,13 @@ impl World {
                     self.log.push(format!("spawn {}", app.0.as_bytes()[15]));
                     let spawned = Input::Spawned { app, result: Ok(()) };
                     self.apps.handle(now, spawned, &mut self.outbox);
-                    Some(Input::Said { app, shim: Shim { instance: 0, start: 0, phase: ShimPhase::Idle } })
+                    Some(Input::Said { app, shim: idle() })
                 }
                 Order::Start { spec, start } => {
                     self.log.push(format!("start {} #{start}", spec.instance));
-                    let shim = Shim { instance: spec.instance, start, phase: running(self.now) };
+                    let phase = running(self.now);
+                    let health = spec.probe.as_ref().map(|_| Health::Unknown);
+                    let shim = Shim { instance: spec.instance, start, phase, health };
                     Some(Input::Said { app: spec.app, shim })
                 }
                 Order::Stop { .. } => {
@@ -125,7 +135,7 @@ impl World {
     }
 
     fn said(&mut self, n: u8, instance: u64, start: u32, phase: ShimPhase) {
-        self.input(Input::Said { app: id(n), shim: Shim { instance, start, phase } });
+        self.input(Input::Said { app: id(n), shim: Shim { instance, start, phase, health: None } });
     }
 
     fn log(&mut self) -> String {
@@ -296,4 +306,69 @@ fn a_shim_that_dies_is_cleared_away_and_its_app_started_again() {
     assert_eq!(world.fault(1), Some(Reason::Internal));
     world.advance(1_000);
     assert_eq!(world.log(), "spawn 1, start 7 #2");
+}
+
+#[test]
+fn a_start_delay_counts_from_the_node_and_strikes_only_the_first_start() {
+    let mut world = World::live(&[]);
+    let late = AppDesired { start_delay_s: 30, ..spec(1, 1) };
+    world.desire(&[late.clone(), spec(2, 1)], true);
+    assert_eq!(world.state(1), Some(RunState::Delayed { until: MonoMs(31_000) }));
+    assert!(matches!(world.state(2), Some(RunState::Running { .. })));
+    world.advance(29_999);
+    assert!(matches!(world.state(1), Some(RunState::Delayed { .. })));
+    world.advance(1);
+    assert!(matches!(world.state(1), Some(RunState::Running { .. })));
+    // Ordered to restart within the delay of a later order, it does not wait again.
+    world.desire(&[AppDesired { start_delay_s: 3_000, ..spec(1, 2) }, spec(2, 1)], true);
+    world.said(1, 1, 1, ShimPhase::Ended(Exit::Code(0)));
+    assert!(matches!(world.state(1), Some(RunState::Running { .. })));
+}
+
+#[test]
+fn an_app_whose_probe_fails_is_started_again_when_its_order_says_so() {
+    for (action, restarts) in [(ProbeAction::Restart, true), (ProbeAction::Report, false)] {
+        let mut world = World::live(&[]);
+        let probe = Probe {
+            kind: ProbeKind::Tcp,
+            port: 80,
+            every_s: 1,
+            timeout_s: 1,
+            failures: 1,
+            grace_s: 1,
+            action,
+        };
+        world.desire(&[AppDesired { probe: Some(probe), ..spec(1, 1) }], true);
+        assert_eq!(world.published[&id(1)].health, Some(Health::Unknown));
+        let sick = |phase| Shim { instance: 1, start: 1, phase, health: Some(Health::Bad("refused".into())) };
+        world.input(Input::Said { app: id(1), shim: sick(running(1_000)) });
+        assert_eq!(world.log.contains(&String::from("stop")), restarts);
+        if !restarts {
+            assert_eq!(world.published[&id(1)].health, Some(Health::Bad("refused".into())));
+            continue;
+        }
+        assert_eq!((world.state(1), world.fault(1)), (Some(RunState::Stopping), Some(Reason::AppUnhealthy)));
+        world.input(Input::Said { app: id(1), shim: sick(ShimPhase::Ended(Exit::Code(0))) });
+        assert!(matches!(world.state(1), Some(RunState::Backoff { .. })));
+        assert_eq!(world.fault(1), Some(Reason::AppUnhealthy));
+        world.advance(1_000);
+        assert_eq!(world.published[&id(1)].starts, 2);
+        assert_eq!((world.published[&id(1)].health.clone(), world.fault(1)), (Some(Health::Unknown), None));
+    }
+}
+
+#[test]
+fn how_an_app_ended_is_told_with_what_follows() {
+    let mut world = World::live(&[]);
+    world.desire(&[spec(1, 1)], true);
+    for (exit, text) in [
+        (Exit::Code(7), "the app ended with code 7; start 2 follows after 1 s"),
+        (Exit::Signal(9), "the app was ended by signal 9 (SIGKILL); start 3 follows after 2 s"),
+        (Exit::OutOfMemory, "the app used more memory than its limit; start 4 follows after 4 s"),
+    ] {
+        let start = world.published[&id(1)].starts;
+        world.said(1, 1, start, ShimPhase::Ended(exit));
+        assert_eq!(world.published[&id(1)].fault.as_ref().unwrap().message, text);
+        world.advance(60_000);
+    }
 }

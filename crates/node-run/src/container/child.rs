@@ -17,7 +17,7 @@ use super::cgroup::Cgroup;
 use super::netns::last_errno;
 use super::step::{Step, StepError};
 use super::user::{self, Identity};
-use super::{Container, Late, files, mounts, privileges, seccomp};
+use super::{Container, Late, files, mounts, privileges, seccomp, volumes};
 use crate::userdata::{self, Given};
 
 /// Sent to the parent: the user namespace waits for its maps.
@@ -65,8 +65,11 @@ fn become_app(inherited: &Inherited<'_>) -> Result<Infallible, StepError> {
     rustix::process::setsid().map_err(failed("session"))?;
     rustix::system::sethostname(container.hostname.as_bytes()).map_err(failed("hostname"))?;
     leave_keyring();
+    mounts::make_private()?;
+    let taken = volumes::take(&container.volumes)?;
     let devices = mounts::enter_root(&container.root)?;
     mounts::mount_kernel_fs(devices, container.ids, inherited.cgroup.is_v2())?;
+    volumes::mount(taken, &container.volumes, container.ids)?;
     privileges::set_limits()?;
 
     // From here on only root of its own user namespace.
@@ -273,6 +276,7 @@ mod tests {
         let container = Container {
             hostname: "web".into(),
             root: RootFs::Directory("/".into()),
+            volumes: vec![],
             args: vec![],
             env: vec!["A=1".into(), "B=2".into(), "A=3".into()],
             working_dir: String::new(),

@@ -27,6 +27,7 @@ pub mod signal;
 mod step;
 mod syscalls;
 mod user;
+mod volumes;
 
 use std::path::PathBuf;
 
@@ -42,6 +43,7 @@ pub struct Container {
     /// At most 64 bytes.
     pub hostname: String,
     pub root: RootFs,
+    pub volumes: Vec<VolumeMount>,
     /// Program and arguments; the program is looked up in `PATH` when it holds no slash.
     pub args: Vec<String>,
     /// `KEY=VALUE`; a later one wins.
@@ -67,6 +69,40 @@ pub enum RootFs {
     Overlay { layers: Vec<PathBuf>, upper: PathBuf, work: PathBuf, at: PathBuf },
     /// A directory as it is.
     Directory(PathBuf),
+}
+
+/// A volume and where the app finds it.
+#[derive(Clone, Debug)]
+pub struct VolumeMount {
+    pub source: VolumeSource,
+    /// Absolute paths inside the container; made where they are missing.
+    pub targets: Vec<String>,
+    pub is_read_only: bool,
+}
+
+/// What a volume is on the node.
+#[derive(Clone, Debug)]
+pub enum VolumeSource {
+    Directory(PathBuf),
+    File(PathBuf),
+    /// As in [`RootFs::Overlay`].
+    Overlay {
+        layers: Vec<PathBuf>,
+        upper: PathBuf,
+        work: PathBuf,
+        at: PathBuf,
+    },
+    /// Layers, lowest first, that nobody writes; mounted over `at`.
+    Layers {
+        layers: Vec<PathBuf>,
+        at: PathBuf,
+    },
+}
+
+impl VolumeSource {
+    fn is_file(&self) -> bool {
+        matches!(self, VolumeSource::File(_))
+    }
 }
 
 /// What becomes known while the child is already making its mounts.

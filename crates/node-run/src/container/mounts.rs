@@ -61,10 +61,14 @@ const NO_EXEC_READ_ONLY: MountAttrFlags = NO_EXEC.union(MountAttrFlags::MOUNT_AT
 /// Copies of the node's device nodes, not attached anywhere, so that they survive the change of root.
 pub(super) struct Devices(Vec<(&'static str, OwnedFd)>);
 
+/// Nothing mounted from here on is seen by the node.
+pub(super) fn make_private() -> Result<(), StepError> {
+    let propagation = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", propagation).map_err(StepError::at(Step::RootFs, "/"))
+}
+
 /// Makes `root` the root of this mount namespace, and nothing else is left in it.
 pub(super) fn enter_root(root: &RootFs) -> Result<Devices, StepError> {
-    let propagation = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", propagation).map_err(StepError::at(Step::RootFs, "/"))?;
     let mut devices = Vec::with_capacity(DEVICES.len());
     for name in DEVICES {
         let path = format!("/dev/{name}");
@@ -78,7 +82,7 @@ pub(super) fn enter_root(root: &RootFs) -> Result<Devices, StepError> {
     }
     let at = match root {
         RootFs::Overlay { layers, upper, work, at } => {
-            mount_overlay(layers, upper, work, at)?;
+            mount_overlay(layers, Some((upper, work)), at).map_err(failed_root(at))?;
             at
         }
         RootFs::Directory(path) => {
@@ -98,33 +102,29 @@ fn failed_root(path: &Path) -> impl FnOnce(Errno) -> StepError + '_ {
     move |errno| StepError::at(Step::RootFs, &path.to_string_lossy())(errno)
 }
 
-fn mount_overlay(
+/// Layers, lowest first; without a writable layer there are at least two.
+pub(super) fn mount_overlay(
     layers: &[std::path::PathBuf],
-    upper: &Path,
-    work: &Path,
+    writable: Option<(&Path, &Path)>,
     at: &Path,
-) -> Result<(), StepError> {
+) -> Result<(), Errno> {
     let open = |path: &Path| {
         rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(failed_root(path))
     };
     // Kept open until the mount stands: the options name them by number.
     let lowers = layers.iter().rev().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
-    let (upper, work) = (open(upper)?, open(work)?);
+    let writable = writable.map(|(upper, work)| Ok((open(upper)?, open(work)?))).transpose()?;
     let mut options = String::from("userxattr,index=off,lowerdir=");
     for (n, lower) in lowers.iter().enumerate() {
         let separator = if n == 0 { "" } else { ":" };
         let _ = write!(options, "{separator}/proc/self/fd/{}", lower.as_raw_fd());
     }
-    let _ = write!(
-        options,
-        ",upperdir=/proc/self/fd/{},workdir=/proc/self/fd/{}",
-        upper.as_raw_fd(),
-        work.as_raw_fd()
-    );
-    let options = CString::new(options).map_err(|_| StepError::new(Step::RootFs, "overlay"))?;
+    if let Some((upper, work)) = &writable {
+        let (upper, work) = (upper.as_raw_fd(), work.as_raw_fd());
+        let _ = write!(options, ",upperdir=/proc/self/fd/{upper},workdir=/proc/self/fd/{work}");
+    }
+    let options = CString::new(options).map_err(|_| Errno::INVAL)?;
     rustix::mount::mount("overlay", at, "overlay", MountFlags::NODEV, options.as_c_str())
-        .map_err(failed_root(at))
 }
 
 /// /proc, /sys and /dev of the container whose root is `/` now. Needs the new pid, ipc and network namespaces.
@@ -179,7 +179,7 @@ fn read_only(root: BorrowedFd<'_>) -> Result<(), StepError> {
     for path in READ_ONLY {
         let Some(target) = find_target(root, path)? else { continue };
         let copy = clone_tree(target.as_fd(), path)?;
-        set_read_only(copy.as_fd()).map_err(StepError::at(Step::KernelFs, path))?;
+        set_attributes(copy.as_fd(), NO_EXEC_READ_ONLY).map_err(StepError::at(Step::KernelFs, path))?;
         attach(&copy, target)?;
     }
     Ok(())
@@ -260,7 +260,7 @@ fn find_target(root: BorrowedFd<'_>, path: &str) -> Result<Option<OwnedFd>, Step
     }
 }
 
-fn set_read_only(mount: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(super) fn set_attributes(mount: BorrowedFd<'_>, attributes: MountAttrFlags) -> Result<(), Errno> {
     /// `struct mount_attr` of the kernel.
     #[repr(C)]
     struct MountAttr {
@@ -269,12 +269,8 @@ fn set_read_only(mount: BorrowedFd<'_>) -> Result<(), Errno> {
         propagation: u64,
         userns_fd: u64,
     }
-    let attr = MountAttr {
-        attr_set: u64::from(NO_EXEC_READ_ONLY.bits()),
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
+    let attr =
+        MountAttr { attr_set: u64::from(attributes.bits()), attr_clr: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: the path is an empty C string, the attributes live across the call and their size is given.
     let done = unsafe {
         libc::syscall(

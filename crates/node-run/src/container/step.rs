@@ -28,6 +28,8 @@ steps! {
     RootFs: "cannot mount the root file system",
     KernelFs: "cannot mount",
     Devices: "cannot make the devices",
+    Volume: "cannot take the volume",
+    MountPoint: "cannot mount a volume at",
     UserNamespace: "cannot make the user namespace",
     UserData: "user data:",
     Files: "cannot write",

@@ -21,8 +21,11 @@ use service::{ChannelEvent, Event, Service};
 const INIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two questions to an init that does not answer.
 const INIT_RETRY_MS: u64 = 1_000;
-/// Processes and threads of one app: enough for any server, and no fork bomb.
+/// Processes and threads of one app: enough for any server, and no fork bomb. One takes so much memory at least; a small
+/// app may have some nevertheless.
 const APP_PIDS_MAX: u32 = 8_192;
+const APP_PIDS_MIN: u32 = 256;
+const BYTES_PER_PID: u64 = 64 << 10;
 /// Between two looks at the apps' use of the machine, unless the setting `metrics_s` says otherwise.
 const METRICS_S: u64 = 10;
 
@@ -161,7 +164,7 @@ impl Run {
         while let Some(order) = self.outbox.pop() {
             let result = match order {
                 Order::Spawn { app, memory_bytes, vcpus } => {
-                    let limits = AppLimits { memory_bytes, vcpus, pids_max: APP_PIDS_MAX };
+                    let limits = AppLimits { memory_bytes, vcpus, pids_max: pids_max(memory_bytes) };
                     let result = self.ask_init(&InitRequest::SpawnShim { app, limits });
                     Some(Input::Spawned { app, result })
                 }
@@ -223,6 +226,13 @@ impl Run {
     }
 }
 
+fn pids_max(memory_bytes: u64) -> u32 {
+    match memory_bytes {
+        0 => APP_PIDS_MAX,
+        bytes => u32::try_from(bytes / BYTES_PER_PID).unwrap_or(u32::MAX).clamp(APP_PIDS_MIN, APP_PIDS_MAX),
+    }
+}
+
 fn shim_of(status: shim::ShimStatus) -> Shim {
     let phase = match status.phase {
         shim::ShimPhase::Idle => ShimPhase::Idle,
@@ -232,5 +242,5 @@ fn shim_of(status: shim::ShimStatus) -> Shim {
         shim::ShimPhase::Ended(exit) => ShimPhase::Ended(exit),
         shim::ShimPhase::Failed(fault) => ShimPhase::Failed(fault),
     };
-    Shim { instance: status.instance, start: status.start, phase }
+    Shim { instance: status.instance, start: status.start, phase, health: status.health }
 }

@@ -6,9 +6,15 @@
 
 use std::collections::BTreeMap;
 
-use landlock::{ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, NetPort, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetError,
+};
 use rustix::thread::{CapabilitySet, CapabilitySets};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch,
+};
 
 /// The newest landlock this knows; an older kernel enforces what it has.
 const LANDLOCK: ABI = ABI::V6;
@@ -62,15 +68,19 @@ pub(super) enum ConfineError {
     #[error("capabilities cannot be dropped")]
     Capabilities(#[from] rustix::io::Errno),
     #[error("landlock refused")]
-    Landlock(#[from] landlock::RulesetError),
+    Landlock(#[from] RulesetError),
     #[error("the system call filter cannot be made")]
     Filter(#[from] seccompiler::BackendError),
     #[error("the system call filter cannot be installed")]
     Seccomp(#[from] seccompiler::Error),
 }
 
-pub(super) fn confine() -> Result<(), ConfineError> {
-    let filter = filter()?;
+/// What a shim needs besides to ask its app's probe: streams of its own network, which is the app's.
+const PROBING: (i64, i64) = (libc::SYS_connect, libc::SYS_socket);
+
+/// `probe_port`: the one port it may still connect to.
+pub(super) fn confine(probe_port: Option<u16>) -> Result<(), ConfineError> {
+    let filter = filter(probe_port.is_some())?;
     rustix::thread::clear_ambient_capability_set()?;
     let none = CapabilitySet::empty();
     let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
@@ -80,14 +90,22 @@ pub(super) fn confine() -> Result<(), ConfineError> {
     Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(LANDLOCK))?
+        .handle_access(AccessNet::from_all(LANDLOCK))?
         .create()?
+        .add_rules(probe_port.map(|port| Ok::<_, RulesetError>(NetPort::new(port, AccessNet::ConnectTcp))))?
         .restrict_self()?;
     seccompiler::apply_filter(&filter)?;
     Ok(())
 }
 
-fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
-    let rules: BTreeMap<i64, Vec<_>> = ALLOWED.iter().map(|number| (*number, Vec::new())).collect();
+fn filter(is_probing: bool) -> Result<BpfProgram, seccompiler::BackendError> {
+    let mut rules: BTreeMap<i64, Vec<_>> = ALLOWED.iter().map(|number| (*number, Vec::new())).collect();
+    if is_probing {
+        let family = libc::AF_INET as u64;
+        let is_inet = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, family)?;
+        rules.insert(PROBING.0, Vec::new());
+        rules.insert(PROBING.1, vec![SeccompRule::new(vec![is_inet])?]);
+    }
     let refused = SeccompAction::Errno(libc::EPERM as u32);
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     SeccompFilter::new(rules, refused, SeccompAction::Allow, arch)?.try_into()
@@ -97,6 +115,6 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
 mod tests {
     #[test]
     fn the_filter_compiles() {
-        assert!(!super::filter().unwrap().is_empty());
+        assert!(super::filter(true).unwrap().len() > super::filter(false).unwrap().len());
     }
 }

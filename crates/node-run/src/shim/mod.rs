@@ -3,11 +3,13 @@
 //!
 //! Single-threaded, since it makes namespaces and forks. It decides nothing: run says when, the image says what, net and
 //! vault furnish. Before the app runs it holds the capabilities of its manifest; then it gives up all of them and
-//! confines itself ([`confine`]). What it reads of foreign origin: its app's output, as bytes.
+//! confines itself ([`confine`]). What it reads of foreign origin: its app's output, as bytes, and the first line of what
+//! the app answers to its probe ([`probe`]).
 //!
 //! States are [`ipc::shim::ShimPhase`]. Limits: [`crate::output`].
 
 mod confine;
+mod probe;
 mod start;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,10 +26,12 @@ use service::{ChannelEvent, Event, Service};
 use crate::container::cgroup::Gauges;
 use crate::container::{Ended, Netns, Running, seccomp::Filter, signal};
 use crate::output::{Line, Output, Stream};
+use probe::Prober;
 
 const ENDED: u64 = 0;
 const STDOUT: u64 = 1;
 const STDERR: u64 = 2;
+const PROBE: u64 = 3;
 /// Bytes taken from a pipe at once: all it holds.
 const READ_BYTES: usize = 64 * 1024;
 /// While log is full or away, lines are offered again this often.
@@ -45,6 +49,8 @@ struct Prepared {
 struct App {
     running: Running,
     gauges: Gauges,
+    /// Asked until it is stopped.
+    prober: Option<Prober>,
     stop_signal: i32,
     kill_at: Option<MonoMs>,
 }
@@ -94,8 +100,9 @@ impl Shim {
 
     fn deadline(&self) -> Option<MonoMs> {
         let kill_at = self.app.as_ref().and_then(|app| app.kill_at);
+        let probe_at = self.app.as_ref().and_then(|app| app.prober.as_ref()).map(Prober::deadline);
         let log_at = self.output.next().map(|_| self.service.now().mono.plus_ms(LOG_RETRY_MS));
-        [kill_at, log_at].into_iter().flatten().min()
+        [kill_at, probe_at, log_at].into_iter().flatten().min()
     }
 
     fn handle(&mut self, event: Event<()>) {
@@ -111,8 +118,12 @@ impl Shim {
             Event::Readable(ENDED) => self.reap(),
             Event::Readable(STDOUT) => self.read(Stream::Stdout),
             Event::Readable(STDERR) => self.read(Stream::Stderr),
+            Event::Readable(PROBE) => self.probe(true),
             Event::Readable(_) => {}
-            Event::Deadline => self.kill_when_due(),
+            Event::Deadline => {
+                self.kill_when_due();
+                self.probe(false);
+            }
             Event::Stop => {
                 self.is_stopping_node = true;
                 self.stop(NODE_STOP_TIMEOUT_S);
@@ -150,7 +161,7 @@ impl Shim {
         self.enter(ShimPhase::Starting);
         let started = prepared.and_then(|prepared| start::start(&self.service, &prepared, &told.spec));
         let started = started.and_then(|started| {
-            confine::confine()
+            confine::confine(told.spec.probe.as_ref().map(|probe| probe.port))
                 .map_err(|error| Fault::new(Reason::Internal, format!("shim: {error}")))
                 .map(|()| started)
         });
@@ -185,8 +196,9 @@ impl Shim {
             told.spec.instance,
             told.start
         ));
-        self.app = Some(App { running, gauges, stop_signal, kill_at: None });
         let now = self.service.now();
+        let prober = told.spec.probe.clone().map(|probe| Prober::new(probe, now.mono));
+        self.app = Some(App { running, gauges, prober, stop_signal, kill_at: None });
         self.enter(ShimPhase::Running { since: now.mono, started_at: now.wall.time() });
     }
 
@@ -199,10 +211,28 @@ impl Shim {
         if self.phase == ShimPhase::Stopping {
             return;
         }
+        if app.prober.take().is_some() {
+            self.service.unwatch(PROBE);
+        }
         if let Err(error) = app.running.signal(app.stop_signal) {
             service::log::warn(format_args!("stop signal not delivered: {error}"));
         }
         self.enter(ShimPhase::Stopping);
+    }
+
+    fn probe(&mut self, is_readable: bool) {
+        let now = self.service.now().mono;
+        let Some(prober) = self.app.as_mut().and_then(|app| app.prober.as_mut()) else { return };
+        let service = &mut self.service;
+        let changed = prober.advance(now, is_readable, |socket| match socket {
+            Some(socket) => service.watch(PROBE, socket),
+            None => drop(service.unwatch(PROBE)),
+        });
+        if changed {
+            let health = prober.health();
+            service::log::info(format_args!("probe: {health:?}"));
+            self.tell_status();
+        }
     }
 
     fn kill_when_due(&mut self) {
@@ -236,6 +266,7 @@ impl Shim {
             self.service.unwatch(token);
         }
         self.service.unwatch(ENDED);
+        self.service.unwatch(PROBE);
         self.app = None;
         let name = self.told.as_ref().map_or("", |told| &told.spec.name);
         service::log::info(format_args!("app {name}: ended, {exit:?}"));
@@ -285,7 +316,9 @@ impl Shim {
     fn tell_status(&mut self) {
         let Ok(app) = self.service.key().parse() else { return };
         let (instance, start) = self.told.as_ref().map_or((0, 0), |told| (told.spec.instance, told.start));
-        self.tell(&ShimEvent::Status(ShimStatus { app, instance, start, phase: self.phase.clone() }));
+        let health = self.app.as_ref().and_then(|app| app.prober.as_ref()).map(Prober::health);
+        let phase = self.phase.clone();
+        self.tell(&ShimEvent::Status(ShimStatus { app, instance, start, phase, health }));
     }
 
     fn tell_metrics(&mut self) {

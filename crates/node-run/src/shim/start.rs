@@ -5,25 +5,31 @@
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base64::Engine;
 use ipc::calls::{Net, NetReply, NetRequest, Vault, VaultReply, VaultRequest};
 use ipc::limits::{APP_UID_BASE, APP_UID_COUNT};
 use model::config::UserData;
-use model::desired::AppDesired;
+use model::desired::{AppDesired, MountContent, MountDesired};
+use model::id::{Digest, VolumeKey};
 use model::reason::{Fault, Reason};
 use service::Service;
 
 use super::Prepared;
 use crate::container::cgroup::Gauges;
-use crate::container::{Cgroup, Container, IdRange, Late, RootFs, Running, Starting, Step, StepError};
+use crate::container::{
+    Cgroup, Container, IdRange, Late, RootFs, Running, Starting, Step, StepError, VolumeMount, VolumeSource,
+};
+use crate::quota;
 
 /// net makes interfaces in milliseconds; beyond this it is not there, and run tries again.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Controllers of cgroup v1 whose directories init hands over, where they are.
 const V1_CONTROLLERS: [&str; 5] = ["memory", "cpu", "cpuacct", "pids", "devices"];
+/// Where EVE shows an app its volumes, beside the place that was ordered.
+const EVE_VOLUMES: &str = "/dev/eve/volumes";
 /// `HOST_NAME_MAX` of Linux.
 const MAX_HOSTNAME_BYTES: usize = 64;
 
@@ -37,6 +43,7 @@ pub(super) fn start(
         .path("store")
         .ok_or_else(|| Fault::new(Reason::Internal, "the shim's manifest names no store"))?;
     let container = container_of(spec, store)?;
+    limit_volumes(spec, store)?;
     let cgroup = cgroup_of(service)?;
     let gauges = Gauges::open(&cgroup);
     let starting = Starting::begin(&container, &cgroup, &prepared.filter).map_err(fault_of)?;
@@ -59,13 +66,9 @@ fn container_of(spec: &AppDesired, store: &Path) -> Result<Container, Fault> {
     if spec.layers.is_empty() {
         return Err(Fault::new(Reason::ImageInvalid, "the image has no layers"));
     }
-    let layer = |digest: &model::id::Digest| {
-        let name = digest.to_string();
-        store.join("layers").join(name.strip_prefix("sha256:").unwrap_or(&name))
-    };
-    let volume = store.join("volumes").join(spec.root.to_string());
+    let volume = volume_dir(store, spec.root);
     let root = RootFs::Overlay {
-        layers: spec.layers.iter().map(layer).collect(),
+        layers: spec.layers.iter().map(|digest| stored(store, "layers", digest)).collect(),
         upper: volume.join("upper"),
         work: volume.join("work"),
         at: volume,
@@ -73,12 +76,84 @@ fn container_of(spec: &AppDesired, store: &Path) -> Result<Container, Fault> {
     Ok(Container {
         hostname: hostname_of(&spec.name),
         root,
+        volumes: spec.mounts.iter().map(|mount| volume_mount(store, mount)).collect(),
         args,
         env: spec.image.env.clone(),
         working_dir: spec.image.working_dir.clone(),
         user: spec.image.user.clone(),
         ids: IdRange { base: APP_UID_BASE, count: APP_UID_COUNT },
     })
+}
+
+fn volume_dir(store: &Path, key: VolumeKey) -> PathBuf {
+    store.join("volumes").join(key.to_string())
+}
+
+fn stored(store: &Path, kind: &str, digest: &Digest) -> PathBuf {
+    let name = digest.to_string();
+    store.join(kind).join(name.strip_prefix("sha256:").unwrap_or(&name))
+}
+
+fn volume_mount(store: &Path, mount: &MountDesired) -> VolumeMount {
+    let dir = volume_dir(store, mount.volume);
+    let source = match &mount.content {
+        MountContent::Directory => VolumeSource::Directory(dir.join("data")),
+        MountContent::File => VolumeSource::File(dir.join("data")),
+        MountContent::StoredFile(digest) => VolumeSource::File(stored(store, "files", digest)),
+        MountContent::Tree(layers) => {
+            let layers = layers.iter().map(|digest| stored(store, "layers", digest)).collect();
+            if mount.is_read_only {
+                VolumeSource::Layers { layers, at: dir }
+            } else {
+                VolumeSource::Overlay { layers, upper: dir.join("upper"), work: dir.join("work"), at: dir }
+            }
+        }
+    };
+    let mut targets = vec![format!("{EVE_VOLUMES}/by-id/{}", mount.index)];
+    if !mount.name.is_empty() {
+        targets.push(format!("{EVE_VOLUMES}/by-name/{}", mount.name));
+    }
+    let place = mount.dir.trim_end_matches('/');
+    match (&source, place.is_empty()) {
+        (_, true) => {}
+        (VolumeSource::File(_), false) => {
+            targets.push(format!("{place}/{}", mount.index));
+            if !mount.name.is_empty() && mount.name != mount.index.to_string() {
+                targets.push(format!("{place}/{}", mount.name));
+            }
+        }
+        (_, false) => targets.push(place.to_owned()),
+    }
+    VolumeMount { source, targets, is_read_only: mount.is_read_only }
+}
+
+/// Has the kernel hold volumes to their sizes, where the file system can.
+fn limit_volumes(spec: &AppDesired, store: &Path) -> Result<(), Fault> {
+    let root = (spec.root, spec.root_size_bytes, &["upper", "work"][..]);
+    let others = spec.mounts.iter().filter(|mount| !mount.is_read_only).map(|mount| {
+        let written: &[&str] = match mount.content {
+            MountContent::Directory | MountContent::File => &["data"],
+            MountContent::Tree(_) => &["upper", "work"],
+            MountContent::StoredFile(_) => &[],
+        };
+        (mount.volume, mount.max_size_bytes, written)
+    });
+    for (key, max_bytes, written) in std::iter::once(root).chain(others) {
+        match quota::limit(&volume_dir(store, key), written, max_bytes) {
+            _ if max_bytes == 0 => {}
+            Ok(true) => {
+                service::log::info(format_args!("volume {key} is held to {max_bytes} bytes by its quota"))
+            }
+            Ok(false) => service::log::info(format_args!(
+                "volume {key} of {max_bytes} bytes is measured: the file system has no project quotas"
+            )),
+            Err(errno) => {
+                let message = format!("volume {key} cannot be held to {max_bytes} bytes: {errno}");
+                return Err(Fault::new(Reason::StorageFailed, message));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn cgroup_of(service: &Service) -> Result<Cgroup, Fault> {
@@ -142,7 +217,8 @@ fn fault_of(error: StepError) -> Fault {
     let reason = match error.step {
         Step::UserData => Reason::UserDataInvalid,
         Step::User => Reason::ImageInvalid,
-        Step::RootFs => Reason::StorageFailed,
+        Step::RootFs | Step::Volume => Reason::StorageFailed,
+        Step::MountPoint => Reason::InvalidConfig,
         Step::Seccomp | Step::UserNamespace | Step::Cgroup => Reason::IsolationUnavailable,
         _ => Reason::StartFailed,
     };

@@ -23,6 +23,7 @@ struct Memory {
 
 impl Source for Memory {
     fn open(&self, request: &FetchRequest, _: &Arc<AtomicBool>) -> Result<Opened, Fault> {
+        let FetchRequest::Image(request) = request else { unreachable!("no file is asked for") };
         let (name, bytes) = match &request.object {
             FetchObject::Manifest { reference } => (reference.clone(), self.manifests.get(reference)),
             FetchObject::Blob { digest } => (digest.to_string(), self.blobs.get(digest)),
@@ -103,7 +104,11 @@ fn desired(reference: &str, digest: Option<Digest>) -> ContentDesired {
         id: "00000000-0000-4000-8000-000000000001".parse().unwrap(),
         name: "web".into(),
         generation: 0,
-        sources: vec![ContentSource { registry, repository: "team/web".into(), reference: reference.into() }],
+        sources: ContentSources::Registries(vec![ContentSource {
+            registry,
+            repository: "team/web".into(),
+            reference: reference.into(),
+        }]),
         digest,
         max_size_bytes: 0,
     }
@@ -132,7 +137,10 @@ impl World {
             cancelled: &Arc::default(),
             progress: &|_| {},
         };
-        let result = pull.run();
+        let result = pull.run().map(|held| match held {
+            Held::Image(image) => image,
+            Held::File(file) => panic!("a file: {file:?}"),
+        });
         assert_eq!(fs::read_dir(self.place.path().join("tmp")).unwrap().count(), 0, "nothing is left behind");
         result
     }
@@ -173,7 +181,7 @@ fn an_image_behind_an_index_is_pulled_once() {
     assert_eq!(world.registry.asked(), ["v1"]);
     // The record survives.
     let again = Catalog::open(world.place.path(), Owners::Ignored).unwrap();
-    assert_eq!((again.0.images().len(), again.1.len()), (1, 0));
+    assert_eq!((again.0.contents().len(), again.1.len()), (1, 0));
 }
 
 #[test]
@@ -246,7 +254,7 @@ fn every_refusal_has_its_reason_and_leaves_nothing() {
         spoil(&mut world);
         let fault = world.pull(&desired("v1", None)).unwrap_err();
         assert_eq!(fault.reason, reason, "row {number}: {fault}");
-        assert!(world.catalog.images().is_empty());
+        assert!(world.catalog.contents().is_empty());
     }
 }
 
@@ -275,6 +283,10 @@ fn the_next_source_is_tried() {
     let manifest = world.registry.manifest("amd64", &[]);
     world.registry.tag("v1", manifest);
     let mut order = desired("missing", None);
-    order.sources.extend(desired("v1", None).sources);
+    let both = [order.sources, desired("v1", None).sources].into_iter().flat_map(|sources| match sources {
+        ContentSources::Registries(sources) => sources,
+        ContentSources::Servers(_) => Vec::new(),
+    });
+    order.sources = ContentSources::Registries(both.collect());
     assert!(world.pull(&order).is_ok());
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -9,16 +9,19 @@ use model::desired::{ContentSource, RegistrySource};
 use model::id::Digest;
 
 use super::*;
+use crate::resolve::Dns;
 
 /// A registry on loopback that answers by script, and what it was asked: request line and Authorization.
-struct Server {
-    address: String,
+pub(in crate::fetch) struct Server {
+    pub(in crate::fetch) address: String,
     asked: Receiver<(String, Option<String>)>,
 }
 
 impl Server {
     /// Each connection is served once: the script gets request line, Authorization and Range.
-    fn start(script: impl Fn(&str, Option<&str>, Option<&str>) -> String + Send + 'static) -> Server {
+    pub(in crate::fetch) fn start(
+        script: impl Fn(&str, Option<&str>, Option<&str>) -> String + Send + 'static,
+    ) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (sender, asked) = channel();
@@ -37,11 +40,11 @@ impl Server {
         Server { address, asked }
     }
 
-    fn url(&self) -> String {
+    pub(in crate::fetch) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    fn asked(&self) -> Vec<(String, Option<String>)> {
+    pub(in crate::fetch) fn asked(&self) -> Vec<(String, Option<String>)> {
         self.asked.try_iter().collect()
     }
 }
@@ -58,14 +61,14 @@ fn read_request(stream: &TcpStream) -> (String, Vec<(String, String)>) {
     (line, headers)
 }
 
-fn answer(status: &str, headers: &str, body: &str) -> String {
+pub(in crate::fetch) fn answer(status: &str, headers: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
 }
 
-fn request(base_url: String, object: FetchObject, offset: u64) -> FetchRequest {
+fn request(base_url: String, object: FetchObject, offset: u64) -> ImageRequest {
     let registry = RegistrySource { base_url, credentials: None, ca_pem: Vec::new() };
     let source = ContentSource { registry, repository: "team/app".into(), reference: "v1".into() };
-    FetchRequest { source, object, offset }
+    ImageRequest { source, object, offset }
 }
 
 fn manifest() -> FetchObject {
@@ -80,7 +83,7 @@ fn login() -> Option<Login> {
     Some(Login { user: "joe".into(), password: "pa:ss".into() })
 }
 
-fn body(opened: Opened) -> String {
+pub(in crate::fetch) fn body(opened: Opened) -> String {
     let mut text = String::new();
     let mut body = opened.body;
     body.read_to_string(&mut text).unwrap();
@@ -88,7 +91,7 @@ fn body(opened: Opened) -> String {
 }
 
 fn client() -> Registries {
-    Registries::new(Dns::default(), b"")
+    Registries::new(Arc::new(Agents::new(Dns::default(), b"")))
 }
 
 const JOE: &str = "Basic am9lOnBhOnNz";
