@@ -37,6 +37,22 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ("node-run", &["model", "reconcile", "ipc", "service", "node-core"]),
     ("controller", &["model", "reconcile", "trust", "eve-api", "oci", "controller-core"]),
     ("cli", &["model", "controller", "controller-core"]),
+    // Never linked into a product: it holds the shells' pure parts of both sides.
+    (
+        "sim",
+        &[
+            "model",
+            "reconcile",
+            "eve-api",
+            "ipc",
+            "service",
+            "node-core",
+            "node-base",
+            "node-agent",
+            "node-store",
+            "controller-core",
+        ],
+    ),
     ("tests", &["model", "ipc"]),
     ("xtask", &["ipc", "tests"]),
 ];

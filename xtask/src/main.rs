@@ -6,6 +6,7 @@
 mod bench;
 mod check;
 mod demo;
+mod sim;
 mod test;
 
 use std::path::PathBuf;
@@ -29,6 +30,8 @@ enum Chore {
     Test(test::Args),
     /// Formatting, lints, dependency directions, licences, manifests, generated documents.
     Check(check::Args),
+    /// Simulated worlds: many seeds, the story of one, or a flight record made again.
+    Sim(sim::Args),
     /// Measure what the project promises.
     Bench(bench::Args),
     /// For `bench`: runs a command again and again and prints how long each took to its first output.
@@ -41,6 +44,7 @@ fn main() -> anyhow::Result<()> {
         Chore::Demo(args) => demo::run(&args),
         Chore::Test(args) => test::run(&args),
         Chore::Check(args) => check::run(&args),
+        Chore::Sim(args) => sim::run(&args),
         Chore::Bench(args) => bench::run(&args),
         Chore::TimeStarts(args) => bench::time_starts(&args),
     }

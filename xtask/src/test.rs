@@ -21,6 +21,9 @@ pub(crate) struct Args {
     /// Unit tests: no root, no network, no sleep.
     #[arg(long)]
     unit: bool,
+    /// Simulated worlds of many seeds.
+    #[arg(long)]
+    sim: bool,
     /// The independent referees against the controller and against the node.
     #[arg(long)]
     referees: bool,
@@ -39,9 +42,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let all = !(args.unit || args.referees || args.hosted || args.faults);
+    let all = !(args.unit || args.referees || args.hosted || args.faults || args.sim);
     if args.unit || all {
         unit(args.filter.as_deref())?;
+    }
+    if args.sim || all {
+        crate::sim::test()?;
     }
     if args.referees || args.hosted || args.faults || all {
         command::prepare_root()?;
@@ -53,6 +59,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         rooms(args)?;
         whole("hosted", args)?;
         whole("lifecycle", args)?;
+        whole("flight", args)?;
     }
     if args.faults || all {
         whole("faults", args)?;

@@ -97,6 +97,8 @@ pub(crate) enum Command {
     Completion(crate::completion::CompletionArgs),
     /// Write the manual pages
     Man(crate::completion::ManArgs),
+    /// Make a support bundle of a device: what the controller knows of it, and flight records; no secrets
+    Collect(crate::collect::CollectArgs),
 }
 
 #[derive(Debug, clap::Args)]

@@ -13,6 +13,7 @@ mod args;
 mod backup;
 mod change;
 mod client;
+mod collect;
 mod completion;
 mod doctor;
 mod documents;
@@ -122,5 +123,6 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::History(history) => history::history(&client, &history),
         Command::Top(top) => top::top(&client, &top),
         Command::Registry(command) => registry::run(&client, &command),
+        Command::Collect(collect) => collect::run(&client, &collect),
     }
 }

@@ -8,6 +8,7 @@
 pub mod boot;
 pub mod broker;
 pub mod calls;
+pub mod client;
 pub mod frame;
 pub mod limits;
 pub mod manifest;

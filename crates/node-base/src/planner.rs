@@ -8,10 +8,12 @@ mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipc::client::Topics;
 use ipc::topics::{self, Topic};
 use model::reason::Fault;
 use model::status::SwState;
 use node_core::apps::{self, Desired, Memory, Observed, Plan, Status};
+use service::files::{Directory, Files};
 use service::{Event, Service, log};
 
 pub use state::StateError;
@@ -29,25 +31,39 @@ pub enum PlannerError {
 
 /// Runs the process until init asks it to stop.
 pub fn run(mut service: Service) -> Result<(), PlannerError> {
-    let file = StateFile::new(service.dirs().state.as_deref().ok_or(PlannerError::NoStateDir)?);
-    let (mut memory, mut desired) = file.load().unwrap_or_else(|error| {
+    let dir = service.dirs().state.clone().ok_or(PlannerError::NoStateDir)?;
+    let (mut planner, dropped) = Planner::load(Box::new(Directory::new(dir)));
+    if let Some(error) = dropped {
         log::warn(format_args!("planner state dropped, numbers and addresses are given anew: {error}"));
-        Default::default()
-    });
-    subscribe(&mut service);
-    let mut published = Published::default();
+    }
+    Planner::subscribe(&mut service);
     let mut deadline = None;
     let mut awaited = Vec::new();
     // Why the last plan could not be saved.
     let mut withheld = None;
     loop {
+        service.keyframe(|| planner.snapshot());
         match service.next(deadline) {
             Event::Stop => return Ok(()),
             Event::Topics(_) | Event::Deadline => {}
             Event::Call(_) | Event::Channel(_) | Event::Worker(()) | Event::Readable(_) => continue,
         }
         deadline = None;
-        let missing = missing_inputs(&service);
+        let (missing, failure) = match planner.round(&mut service) {
+            Round::Awaiting(missing) => (missing, None),
+            Round::Planned => (Vec::new(), None),
+            Round::NotSaved(fault) => {
+                deadline = Some(service.now().mono.plus_ms(RETRY_MS));
+                (Vec::new(), Some(fault))
+            }
+        };
+        if failure != withheld {
+            match &failure {
+                Some(fault) => log::error(format_args!("nothing is changed: {fault}")),
+                None => log::info(format_args!("state can be written again")),
+            }
+            withheld = failure;
+        }
         if missing != awaited {
             match missing.as_slice() {
                 [] => log::info(format_args!("all inputs are there")),
@@ -60,27 +76,91 @@ pub fn run(mut service: Service) -> Result<(), PlannerError> {
             }
             awaited = missing;
         }
-        let Some(config) = awaited.is_empty().then(|| service.get::<topics::Config>("")).flatten() else {
-            continue;
+    }
+}
+
+/// What a round came to.
+#[derive(Debug)]
+pub enum Round {
+    /// Nothing is decided before these topics are complete.
+    Awaiting(Vec<&'static str>),
+    /// Decided and published; also when there is no config yet, and so nothing to decide.
+    Planned,
+    /// What must not be forgotten could not be written, so nothing was published but what is seen, and this reason.
+    NotSaved(Fault),
+}
+
+/// The process without its loop: inputs are topics, outputs are topics and one file.
+#[derive(Debug)]
+pub struct Planner {
+    file: StateFile,
+    memory: Memory,
+    desired: Desired,
+    published: Published,
+}
+
+impl Planner {
+    /// Reads what was not to be forgotten; and why it was, if it was.
+    pub fn load(files: Box<dyn Files>) -> (Planner, Option<StateError>) {
+        let file = StateFile::new(files);
+        let (state, dropped) = match file.load() {
+            Ok(state) => (state, None),
+            Err(error) => (Default::default(), Some(error)),
         };
-        let plan = apps::plan(&config, &observed(&service), &memory, &desired);
-        let changes = plan.memory != memory || plan.desired != desired;
-        let saved = if changes { file.save_on_full_disk(&plan.memory, &plan.desired) } else { Ok(()) };
-        let failure = saved.err().map(|error| error.fault());
-        if failure != withheld {
-            match &failure {
-                Some(fault) => log::error(format_args!("nothing is changed: {fault}")),
-                None => log::info(format_args!("state can be written again")),
-            }
-            withheld = failure;
+        let (memory, desired) = state;
+        (Planner { file, memory, desired, published: Published::default() }, dropped)
+    }
+
+    pub fn subscribe(topics: &mut impl Topics) {
+        topics.subscribe::<topics::Config>();
+        topics.subscribe::<topics::ContentObserved>();
+        topics.subscribe::<topics::VolumeObserved>();
+        topics.subscribe::<topics::NetworkObserved>();
+        topics.subscribe::<topics::VifsObserved>();
+        topics.subscribe::<topics::AppObserved>();
+        topics.subscribe::<topics::PortObserved>();
+        topics.subscribe::<topics::NodeObserved>();
+    }
+
+    /// Everything a decision depends on besides the topics, for the flight recorder.
+    pub fn snapshot(&self) -> Vec<u8> {
+        // Our own types have no failing parts.
+        postcard::to_allocvec(&(&self.memory, &self.desired, &self.published.0)).unwrap_or_default()
+    }
+
+    /// A planner as it was when it made this snapshot; `None` when it is none of this version.
+    pub fn restore(files: Box<dyn Files>, snapshot: &[u8]) -> Option<Planner> {
+        type Keys = BTreeMap<String, BTreeSet<String>>;
+        let (memory, desired, keys): (Memory, Desired, Keys) = postcard::from_bytes(snapshot).ok()?;
+        let topic =
+            |name: &String| topics::ALL.iter().find(|(topic, _)| topic == name).map(|(topic, _)| *topic);
+        let published = keys.into_iter().filter_map(|(name, keys)| Some((topic(&name)?, keys)));
+        let published = Published(published.collect());
+        Some(Planner { file: StateFile::new(files), memory, desired, published })
+    }
+
+    /// What is not to be forgotten, and what was decided last.
+    pub fn state(&self) -> (&Memory, &Desired) {
+        (&self.memory, &self.desired)
+    }
+
+    /// Decides anew from what the topics say now.
+    pub fn round(&mut self, topics: &mut impl Topics) -> Round {
+        let missing = missing_inputs(topics);
+        if !missing.is_empty() {
+            return Round::Awaiting(missing);
         }
-        if let Some(fault) = &withheld {
-            published.publish_status(&mut service, &without_change(&plan, &desired, fault));
-            deadline = Some(service.now().mono.plus_ms(RETRY_MS));
-            continue;
+        let Some(config) = topics.get::<topics::Config>("") else { return Round::Planned };
+        let plan = apps::plan(&config, &observed(topics), &self.memory, &self.desired);
+        let is_news = plan.memory != self.memory || plan.desired != self.desired;
+        if is_news && let Err(error) = self.file.save_on_full_disk(&plan.memory, &plan.desired) {
+            let fault = error.fault();
+            self.published.publish_status(topics, &without_change(&plan, &self.desired, &fault));
+            return Round::NotSaved(fault);
         }
-        published.publish(&mut service, &plan);
-        Plan { memory, desired, .. } = plan;
+        self.published.publish(topics, &plan);
+        (self.memory, self.desired) = (plan.memory, plan.desired);
+        Round::Planned
     }
 }
 
@@ -98,46 +178,35 @@ fn without_change(plan: &Plan, desired: &Desired, fault: &Fault) -> Status {
     status
 }
 
-fn subscribe(service: &mut Service) {
-    service.subscribe::<topics::Config>();
-    service.subscribe::<topics::ContentObserved>();
-    service.subscribe::<topics::VolumeObserved>();
-    service.subscribe::<topics::NetworkObserved>();
-    service.subscribe::<topics::VifsObserved>();
-    service.subscribe::<topics::AppObserved>();
-    service.subscribe::<topics::PortObserved>();
-    service.subscribe::<topics::NodeObserved>();
-}
-
 /// Topics whose writer has not yet said everything.
-fn missing_inputs(service: &Service) -> Vec<&'static str> {
-    fn missing<T: Topic>(service: &Service) -> Option<&'static str> {
-        (!service.is_synced::<T>()).then_some(T::NAME)
+fn missing_inputs(topics: &impl Topics) -> Vec<&'static str> {
+    fn missing<T: Topic>(topics: &impl Topics) -> Option<&'static str> {
+        (!topics.is_synced::<T>()).then_some(T::NAME)
     }
     [
-        missing::<topics::Config>(service),
-        missing::<topics::ContentObserved>(service),
-        missing::<topics::VolumeObserved>(service),
-        missing::<topics::NetworkObserved>(service),
-        missing::<topics::VifsObserved>(service),
-        missing::<topics::AppObserved>(service),
-        missing::<topics::PortObserved>(service),
-        missing::<topics::NodeObserved>(service),
+        missing::<topics::Config>(topics),
+        missing::<topics::ContentObserved>(topics),
+        missing::<topics::VolumeObserved>(topics),
+        missing::<topics::NetworkObserved>(topics),
+        missing::<topics::VifsObserved>(topics),
+        missing::<topics::AppObserved>(topics),
+        missing::<topics::PortObserved>(topics),
+        missing::<topics::NodeObserved>(topics),
     ]
     .into_iter()
     .flatten()
     .collect()
 }
 
-fn observed(service: &Service) -> Observed {
+fn observed(topics: &impl Topics) -> Observed {
     Observed {
-        content: service.all::<topics::ContentObserved>().into_values().map(|v| (v.id, v)).collect(),
-        volumes: service.all::<topics::VolumeObserved>().into_values().map(|v| (v.key, v)).collect(),
-        networks: service.all::<topics::NetworkObserved>().into_values().map(|v| (v.id, v)).collect(),
-        vifs: service.all::<topics::VifsObserved>().into_values().map(|v| (v.app, v)).collect(),
-        apps: service.all::<topics::AppObserved>().into_values().map(|v| (v.app, v)).collect(),
-        ports: service.all::<topics::PortObserved>(),
-        node: service.get::<topics::NodeObserved>(""),
+        content: topics.all::<topics::ContentObserved>().into_values().map(|v| (v.id, v)).collect(),
+        volumes: topics.all::<topics::VolumeObserved>().into_values().map(|v| (v.key, v)).collect(),
+        networks: topics.all::<topics::NetworkObserved>().into_values().map(|v| (v.id, v)).collect(),
+        vifs: topics.all::<topics::VifsObserved>().into_values().map(|v| (v.app, v)).collect(),
+        apps: topics.all::<topics::AppObserved>().into_values().map(|v| (v.app, v)).collect(),
+        ports: topics.all::<topics::PortObserved>(),
+        node: topics.get::<topics::NodeObserved>(""),
     }
 }
 
@@ -146,46 +215,46 @@ fn observed(service: &Service) -> Observed {
 struct Published(BTreeMap<&'static str, BTreeSet<String>>);
 
 impl Published {
-    fn publish(&mut self, service: &mut Service, plan: &Plan) {
+    fn publish(&mut self, topics: &mut impl Topics, plan: &Plan) {
         let Desired { content, volumes, networks, vifs, apps } = &plan.desired;
-        self.replace::<topics::ContentDesired, _>(service, content);
-        self.replace::<topics::VolumeDesired, _>(service, volumes);
-        self.replace::<topics::NetworkDesired, _>(service, networks);
-        self.replace::<topics::VifsDesired, _>(service, vifs);
-        self.replace::<topics::AppDesired, _>(service, apps);
-        self.publish_status(service, &plan.status);
+        self.replace::<topics::ContentDesired, _>(topics, content);
+        self.replace::<topics::VolumeDesired, _>(topics, volumes);
+        self.replace::<topics::NetworkDesired, _>(topics, networks);
+        self.replace::<topics::VifsDesired, _>(topics, vifs);
+        self.replace::<topics::AppDesired, _>(topics, apps);
+        self.publish_status(topics, &plan.status);
         let applied = plan.status.applied.clone();
-        self.replace::<topics::ConfigApplied, _>(service, &BTreeMap::from([(Empty, applied)]));
+        self.replace::<topics::ConfigApplied, _>(topics, &BTreeMap::from([(Empty, applied)]));
     }
 
     /// All but that the config is applied.
-    fn publish_status(&mut self, service: &mut Service, status: &Status) {
+    fn publish_status(&mut self, topics: &mut impl Topics, status: &Status) {
         let Status { apps, content, volumes, networks, applied: _ } = status;
-        self.replace::<topics::AppStatus, _>(service, apps);
-        self.replace::<topics::ContentStatus, _>(service, content);
-        self.replace::<topics::VolumeStatus, _>(service, volumes);
-        self.replace::<topics::NetworkStatus, _>(service, networks);
+        self.replace::<topics::AppStatus, _>(topics, apps);
+        self.replace::<topics::ContentStatus, _>(topics, content);
+        self.replace::<topics::VolumeStatus, _>(topics, volumes);
+        self.replace::<topics::NetworkStatus, _>(topics, networks);
     }
 
     /// Publishes all of a map: what stood there before and is not in it goes.
     fn replace<T: Topic, K: ToString + Ord>(
         &mut self,
-        service: &mut Service,
+        topics: &mut impl Topics,
         values: &BTreeMap<K, T::Value>,
     ) {
         let before = self.0.remove(T::NAME);
         let mut keys = BTreeSet::new();
         for (key, value) in values {
             let key = key.to_string();
-            service.publish::<T>(&key, value);
+            topics.publish::<T>(&key, value);
             keys.insert(key);
         }
         for gone in before.iter().flatten().filter(|key| !keys.contains(*key)) {
-            service.remove::<T>(gone);
+            topics.remove::<T>(gone);
         }
         if before.is_none() {
             // the first time in this process: keys of the process before us that were not seen again go now
-            service.synced::<T>();
+            topics.synced::<T>();
         }
         self.0.insert(T::NAME, keys);
     }
@@ -266,7 +335,7 @@ mod tests {
             Desired { apps: BTreeMap::from([order(1, 1), order(2, 2), order(3, 1)]), ..Desired::default() };
         let plan = Plan { desired, status, memory: Memory::default() };
         let source = std::io::Error::from_raw_os_error(ENOSPC);
-        let fault = StateError::Write { path: "state".into(), source }.fault();
+        let fault = StateError::Write(source).fault();
         assert_eq!(fault.reason, Reason::DiskFull);
         let told = |desired: &Desired| -> Vec<bool> {
             let status = without_change(&plan, desired, &fault);

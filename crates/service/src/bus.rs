@@ -1,163 +1,101 @@
 // SPDX-License-Identifier: Apache-2.0
-//! This process's side of the bus: what it published and what it sees of others.
-//!
-//! Both survive the bus: with a new channel everything published is sent again, and what was seen stands until the
-//! writer of the topic is synced with the new bus; then keys that were not said again go. Never waits for the bus.
+//! This process's side of the bus: [`ipc::client`] with a channel. Never waits for the bus.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use ipc::broker::BusFrame;
-use ipc::frame::{Channel, FrameError, Payload};
-use ipc::limits::MAX_VALUE_BYTES;
-use ipc::outbox::Outbox;
+use ipc::client::Client;
+use ipc::frame::{Channel, FrameError};
+use model::time::Now;
 
+use crate::flight::Recorder;
 use crate::log;
 
 /// Frames taken in one go, so that changes of a topic are conflated and other channels get their turn.
 const TAKE_FRAMES: usize = 256;
-/// Room for topic and key in the frame of the largest value.
-const FRAME_HEAD_BYTES: usize = 1024;
-
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Item {
-    Subscribe(&'static str),
-    Key(&'static str, String),
-    Synced(&'static str),
-}
-
-/// A topic this process reads.
-#[derive(Debug, Default)]
-struct View {
-    values: BTreeMap<String, Vec<u8>>,
-    /// Keys that the present bus has not confirmed.
-    unseen: BTreeSet<String>,
-    is_synced: bool,
-}
-
-/// A topic this process writes.
-#[derive(Debug, Default)]
-struct Published {
-    values: BTreeMap<String, Vec<u8>>,
-    is_synced: bool,
-}
 
 /// The client of the bus. [`crate::Service`] has one; init, which is no service, has its own.
 #[derive(Debug, Default)]
 pub struct Bus {
     channel: Option<Channel>,
-    outbox: Outbox<Item>,
-    views: BTreeMap<&'static str, View>,
-    published: BTreeMap<&'static str, Published>,
+    client: Client,
+    pub(crate) recorder: Recorder,
+}
+
+impl Deref for Bus {
+    type Target = Client;
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+/// What is said through it waits until [`Bus::flush`].
+impl DerefMut for Bus {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
 }
 
 impl Bus {
     pub fn install(&mut self, channel: Channel) {
         self.channel = Some(channel);
-        self.outbox.clear();
-        for (topic, view) in &mut self.views {
-            self.outbox.push(Item::Subscribe(topic));
-            view.unseen = view.values.keys().cloned().collect();
-        }
-        for (topic, published) in &self.published {
-            for key in published.values.keys() {
-                self.outbox.push(Item::Key(topic, key.clone()));
-            }
-            if published.is_synced {
-                self.outbox.push(Item::Synced(topic));
-            }
-        }
+        self.client.connected();
         self.flush();
     }
 
     pub fn subscribe(&mut self, topic: &'static str) {
-        if !self.views.contains_key(topic) {
-            self.views.insert(topic, View::default());
-            self.queue(Item::Subscribe(topic));
-        }
+        self.client.subscribe(topic);
+        self.flush();
     }
 
     pub fn publish(&mut self, topic: &'static str, key: &str, value: Vec<u8>) {
-        if value.len() + FRAME_HEAD_BYTES > MAX_VALUE_BYTES {
-            log::error(format_args!("value {key:?} of {topic} is too large: {}", value.len()));
-            return;
-        }
-        let published = self.published.entry(topic).or_default();
-        if published.values.get(key) != Some(&value) {
-            published.values.insert(key.to_string(), value);
-            self.queue(Item::Key(topic, key.to_string()));
+        match self.client.publish(topic, key, value.clone()) {
+            Ok(false) => {}
+            Ok(true) => {
+                self.recorder.said(&BusFrame::Put { topic, key, value: &value });
+                self.flush();
+            }
+            Err(error) => log::error(format_args!("{error}")),
         }
     }
 
     pub fn remove(&mut self, topic: &'static str, key: &str) {
-        let published = self.published.entry(topic).or_default();
-        // A key that this process never published may stand from an earlier epoch: say it all the same.
-        if published.values.remove(key).is_some() || !published.is_synced {
-            self.queue(Item::Key(topic, key.to_string()));
+        if self.client.remove(topic, key) {
+            self.recorder.said(&BusFrame::Remove { topic, key });
         }
+        self.flush();
     }
 
     pub fn synced(&mut self, topic: &'static str) {
-        let published = self.published.entry(topic).or_default();
-        if !published.is_synced {
-            published.is_synced = true;
-            self.queue(Item::Synced(topic));
+        if self.client.synced(topic) {
+            self.recorder.said(&BusFrame::Synced { topic });
         }
+        self.flush();
     }
 
-    /// This process has published the key.
-    pub fn has_published(&self, topic: &str, key: &str) -> bool {
-        self.published.get(topic).is_some_and(|published| published.values.contains_key(key))
-    }
-
-    pub fn value(&self, topic: &str, key: &str) -> Option<&[u8]> {
-        self.views.get(topic)?.values.get(key).map(Vec::as_slice)
-    }
-
-    pub fn values(&self, topic: &str) -> impl Iterator<Item = (&String, &Vec<u8>)> {
-        self.views.get(topic).into_iter().flat_map(|view| &view.values)
-    }
-
-    pub fn is_synced(&self, topic: &str) -> bool {
-        self.views.get(topic).is_some_and(|view| view.is_synced)
+    /// Writes a keyframe when one is due, with a state of the service's own.
+    pub(crate) fn keyframe(&mut self, now: Now, state: impl FnOnce() -> Option<Vec<u8>>) {
+        if self.recorder.wants_keyframe() {
+            self.recorder.keyframe(now, &self.client, state());
+        }
     }
 
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.channel.as_ref().map(AsFd::as_fd)
     }
 
-    pub fn is_waiting(&self) -> bool {
-        !self.outbox.is_empty()
-    }
-
-    fn queue(&mut self, item: Item) {
-        match item {
-            Item::Synced(_) => self.outbox.push_last(item),
-            _ => self.outbox.push(item),
-        }
-        self.flush();
-    }
-
     /// Sends what waits, as far as it goes.
     pub fn flush(&mut self) {
-        while let (Some(channel), Some(item)) = (&self.channel, self.outbox.front()) {
-            let frame = match item {
-                Item::Subscribe(topic) => BusFrame::Subscribe { topic },
-                Item::Synced(topic) => BusFrame::Synced { topic },
-                Item::Key(topic, key) => match self.published.get(topic).and_then(|p| p.values.get(key)) {
-                    Some(value) => BusFrame::Put { topic, key, value },
-                    None => BusFrame::Remove { topic, key },
-                },
-            };
+        while let (Some(channel), Some(frame)) = (&self.channel, self.client.front()) {
             match channel.try_send(&frame, &[]) {
-                Ok(true) => {
-                    self.outbox.pop();
-                }
+                Ok(true) => self.client.sent(),
                 Ok(false) => return,
                 Err(FrameError::Closed) => self.channel = None,
                 Err(error) => {
                     log::error(format_args!("cannot send to the bus: {error}"));
-                    self.outbox.pop();
+                    self.client.sent();
                 }
             }
         }
@@ -169,8 +107,14 @@ impl Bus {
             let Some(channel) = &self.channel else { return };
             match channel.try_recv_payload() {
                 Ok(Some((payload, _))) => {
-                    if let Err(error) = self.see(&payload, changed) {
-                        log::error(format_args!("unreadable frame from the bus: {error}"));
+                    let seen = payload.bytes().and_then(|bytes| {
+                        let frame = postcard::from_bytes(&bytes)?;
+                        self.recorder.seen(&frame);
+                        Ok(self.client.see(&frame))
+                    });
+                    match seen {
+                        Ok(topic) => changed.extend(topic),
+                        Err(error) => log::error(format_args!("unreadable frame from the bus: {error}")),
                     }
                 }
                 Ok(None) => return,
@@ -183,52 +127,6 @@ impl Bus {
             }
         }
     }
-
-    fn see(&mut self, payload: &Payload, changed: &mut BTreeSet<&'static str>) -> Result<(), FrameError> {
-        let bytes = payload.bytes()?;
-        match postcard::from_bytes(&bytes)? {
-            BusFrame::Subscribe { .. } => {}
-            BusFrame::Put { topic, key, value } => {
-                if let Some((topic, view)) = view_of(&mut self.views, topic) {
-                    view.unseen.remove(key);
-                    if view.values.get(key).map(Vec::as_slice) != Some(value) {
-                        view.values.insert(key.to_string(), value.to_vec());
-                        changed.insert(topic);
-                    }
-                }
-            }
-            BusFrame::Remove { topic, key } => {
-                if let Some((topic, view)) = view_of(&mut self.views, topic) {
-                    view.unseen.remove(key);
-                    if view.values.remove(key).is_some() {
-                        changed.insert(topic);
-                    }
-                }
-            }
-            BusFrame::Synced { topic } => {
-                if let Some((topic, view)) = view_of(&mut self.views, topic) {
-                    let gone = std::mem::take(&mut view.unseen);
-                    for key in &gone {
-                        view.values.remove(key);
-                    }
-                    if !view.is_synced || !gone.is_empty() {
-                        changed.insert(topic);
-                    }
-                    view.is_synced = true;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn view_of<'v>(
-    views: &'v mut BTreeMap<&'static str, View>,
-    topic: &str,
-) -> Option<(&'static str, &'v mut View)> {
-    let (name, _) = views.get_key_value(topic)?;
-    let name = *name;
-    views.get_mut(name).map(|view| (name, view))
 }
 
 #[cfg(test)]

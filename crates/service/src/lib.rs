@@ -16,6 +16,8 @@ pub mod clock;
 mod confine;
 mod control;
 pub mod durable;
+pub mod files;
+pub mod flight;
 pub mod log;
 mod numbers;
 mod run;

@@ -11,15 +11,18 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use ipc::boot::Role;
 use ipc::calls::Call;
+use ipc::client::Topics;
 use ipc::frame::{Channel, FrameError};
 use ipc::topics::Topic;
 use model::log::LogSeverity;
 use model::time::{MonoMs, Now};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde::Serialize;
 
 use crate::bus::Bus;
 use crate::call::{Caller, IncomingCall};
 use crate::control::{Control, Message};
+use crate::flight::{Record, Recorder, Wake};
 use crate::start::{Dirs, Launched, StartError, chain};
 use crate::{clock, log};
 
@@ -75,6 +78,8 @@ pub struct Service<W = ()> {
     poster: Poster<W>,
     /// The last event was a deadline: look at the channels before saying it again.
     said_deadline: bool,
+    /// It writes keyframes with a state of its own.
+    gives_state: bool,
 }
 
 #[derive(Debug)]
@@ -140,7 +145,9 @@ impl<W: Send + 'static> Service<W> {
             posted,
             poster: Poster { sender, wake: Arc::new(wake) },
             said_deadline: false,
+            gives_state: false,
         };
+        service.bus.recorder = Recorder::open(service.launched.dirs.state.as_deref(), name);
         service.take_messages();
         Ok(service)
     }
@@ -248,8 +255,42 @@ impl<W: Send + 'static> Service<W> {
         log::write(severity, format_args!("{text}"));
     }
 
+    /// Gives the flight recorder this service's own state, when it begins a new file. Call it before
+    /// [`Service::next`], where decisions can be made again from the state and what comes then.
+    pub fn keyframe(&mut self, state: impl FnOnce() -> Vec<u8>) {
+        self.gives_state = true;
+        self.bus.keyframe(clock::now(), || Some(state()));
+    }
+
+    /// Records an input of a machine before it is handled. No clear secrets.
+    pub fn record_input<T: Serialize>(&mut self, now: Now, input: &T) {
+        if let Ok(input) = postcard::to_allocvec(input) {
+            self.bus.recorder.record(&Record::Input { now, input });
+            self.bus.recorder.flush();
+        }
+    }
+
+    /// Records an order of a machine. No clear secrets.
+    pub fn record_order<T: Serialize>(&mut self, order: &T) {
+        if let Ok(order) = postcard::to_allocvec(order) {
+            self.bus.recorder.record(&Record::Order { order });
+        }
+    }
+
     /// The next thing to do; [`Event::Deadline`] when nothing came before the deadline.
     pub fn next(&mut self, deadline: Option<MonoMs>) -> Event<W> {
+        if !self.gives_state {
+            self.bus.keyframe(clock::now(), || None);
+        }
+        let event = self.next_event(deadline);
+        let recorder = &mut self.bus.recorder;
+        recorder.record(&Record::Woken { now: clock::now(), by: wake_of(&event) });
+        // On the file before it is handed over: it may be what the process dies of.
+        recorder.flush();
+        event
+    }
+
+    fn next_event(&mut self, deadline: Option<MonoMs>) -> Event<W> {
         loop {
             let is_due = deadline.is_some_and(|deadline| deadline <= clock::mono());
             if is_due && !self.said_deadline {
@@ -419,6 +460,47 @@ impl<W: Send + 'static> Service<W> {
             // Done where they arrived.
             Role::Log | Role::CallTo { .. } => {}
         }
+    }
+}
+
+fn wake_of<W>(event: &Event<W>) -> Wake {
+    match event {
+        Event::Topics(topic) => Wake::Topic((*topic).into()),
+        Event::Call(call) => Wake::Call { from: call.from().into() },
+        Event::Channel(
+            ChannelEvent::Opened { kind, key, .. }
+            | ChannelEvent::Readable { kind, key }
+            | ChannelEvent::Writable { kind, key }
+            | ChannelEvent::Closed { kind, key },
+        ) => Wake::Channel { kind: kind.clone(), key: key.clone() },
+        Event::Worker(_) => Wake::Worker,
+        Event::Readable(token) => Wake::Readable(*token),
+        Event::Deadline => Wake::Deadline,
+        Event::Stop => Wake::Stop,
+    }
+}
+
+impl<W: Send + 'static> Topics for Service<W> {
+    fn subscribe<T: Topic>(&mut self) {
+        Service::subscribe::<T>(self);
+    }
+    fn publish<T: Topic>(&mut self, key: &str, value: &T::Value) {
+        Service::publish::<T>(self, key, value);
+    }
+    fn remove<T: Topic>(&mut self, key: &str) {
+        Service::remove::<T>(self, key);
+    }
+    fn synced<T: Topic>(&mut self) {
+        Service::synced::<T>(self);
+    }
+    fn get<T: Topic>(&self, key: &str) -> Option<T::Value> {
+        Service::get::<T>(self, key)
+    }
+    fn all<T: Topic>(&self) -> BTreeMap<String, T::Value> {
+        Service::all::<T>(self)
+    }
+    fn is_synced<T: Topic>(&self) -> bool {
+        Service::is_synced::<T>(self)
     }
 }
 

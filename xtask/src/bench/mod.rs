@@ -13,6 +13,7 @@ mod memory;
 mod node;
 mod pull;
 mod push;
+mod sim;
 mod start;
 
 use std::path::PathBuf;
@@ -79,10 +80,11 @@ const GROUPS: &[Group] = &[
     Group { names: &[pull::NAME], measure: pull::measure },
     Group { names: api::NAMES, measure: api::measure },
     Group { names: fleet::NAMES, measure: fleet::measure },
+    Group { names: sim::NAMES, measure: sim::measure },
 ];
 
 /// Examples of the crates that measure one part alone.
-const EXAMPLES: &[&str] = &["run_bundle", "pull", "device_load", "device_watch"];
+const EXAMPLES: &[&str] = &["run_bundle", "pull", "device_load", "device_watch", "worlds"];
 
 /// Where a measurement finds its programs and what is asked of it.
 struct Bench {

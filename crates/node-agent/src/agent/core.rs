@@ -11,6 +11,7 @@
 //! config is published by [`Core::start`], before any request.
 
 mod config;
+mod told;
 
 use std::sync::Arc;
 
@@ -39,6 +40,7 @@ use super::disk::{Disk, SavedConfig, SavedInfo};
 use super::http::{Done, Flows};
 use super::reports::{self, Own};
 use super::world::World;
+use told::Told;
 
 /// The last contact is published when it is older than this by so much: each answer would be a change.
 const CONTACT_STEP_MS: u64 = 10_000;
@@ -117,6 +119,9 @@ pub struct Core {
     flows: Logs,
     /// Under way.
     flow_batch: Option<Flows>,
+    /// Where answers are lost, one request lasts longer than the time between two reports: only one is under way.
+    has_metrics_under_way: bool,
+    told: Told,
 }
 
 impl Core {
@@ -155,6 +160,8 @@ impl Core {
             logs: Logs::default(),
             flows: Logs::default(),
             flow_batch: None,
+            has_metrics_under_way: false,
+            told: Told::new(disk.told_apps()),
             identity,
             disk,
         }
@@ -171,6 +178,11 @@ impl Core {
 
     pub fn is_attested(&self) -> bool {
         self.attest.phase() == attest::Phase::Complete
+    }
+
+    /// Info messages the controller does not have yet.
+    pub fn waiting(&self) -> usize {
+        self.queue.len()
     }
 
     /// Publishes the saved config and begins to talk.
@@ -203,6 +215,11 @@ impl Core {
         for subject in changes.gone {
             self.reports(now, report::Input::Gone(subject), fx);
             self.say_gone(now, subject, fx);
+        }
+        if self.world.is_synced {
+            for app in self.told.lost(|app| self.world.apps.contains_key(&app.to_string())) {
+                self.say_gone(now, Subject::App(app), fx);
+            }
         }
         self.compare_device(now, change, fx);
         if !had_node {
@@ -345,9 +362,13 @@ impl Core {
                         format!("controller answers {status} to info {key}: dropped"),
                     );
                 }
-                self.queue(now, upload::Input::Posted { key, number, outcome }, fx);
+                self.queue(now, upload::Input::Posted { key: key.clone(), number, outcome }, fx);
+                if !self.queue.contains(&key) && self.told.was_delivered(&key) {
+                    self.save_told(fx);
+                }
             }
             Ask::Metrics { .. } => {
+                self.has_metrics_under_way = false;
                 // Lost on failure: counters are cumulative.
                 let outcome = ask::read_status(reply);
                 self.count(now, &outcome, fx);
@@ -565,11 +586,18 @@ impl Core {
                     if let Some(message) = message {
                         let (key, urgency) = reports::queue_key(subject);
                         let payload = render::info(&message);
+                        if let Subject::App(app) = subject
+                            && self.told.tell(app)
+                        {
+                            self.save_told(fx);
+                        }
                         self.queue(now, upload::Input::Enqueue { key, urgency, payload }, fx);
                     }
                 }
+                report::Output::Metrics if self.has_metrics_under_way => {}
                 report::Output::Metrics => {
                     let Some(device) = self.device() else { return };
+                    self.has_metrics_under_way = true;
                     let metrics = reports::metrics(now, &self.own, self.config.as_ref(), &self.world);
                     self.send(Ask::Metrics { device, payload: render::metrics(&metrics) }, fx);
                 }
@@ -580,11 +608,20 @@ impl Core {
     /// What waits to be said of it is no longer true. Of an app the controller's last word would be that it halts.
     fn say_gone(&mut self, now: Now, subject: Subject, fx: &mut dyn Effects) {
         let (key, urgency) = reports::queue_key(subject);
+        if let Subject::App(app) = subject {
+            self.told.say_gone(app);
+        }
         let order = match reports::gone(subject, now, &self.own) {
             Some(message) => upload::Input::Enqueue { key, urgency, payload: render::info(&message) },
             None => upload::Input::Forget { key },
         };
         self.queue(now, order, fx);
+    }
+
+    fn save_told(&mut self, fx: &mut dyn Effects) {
+        if let Err(error) = self.disk.save_told_apps(self.told.apps()) {
+            fx.log(LogSeverity::Warning, format!("list of reported apps not saved: {error}"));
+        }
     }
 
     fn queue(&mut self, now: Now, input: upload::Input, fx: &mut dyn Effects) {

@@ -8,16 +8,16 @@
 //! | `certs` | the controller's certificate set, as its message |
 //! | `lastconfig`, `lastconfig.bak` | [`SavedConfig`]: the one in force, and one from at least ten minutes before it |
 //! | `floor` | seconds since 1970 that the clock cannot be before: the latest signed timestamp |
+//! | `told` | apps the controller was told of and not yet told that they are gone, an id per line |
 //! | `queue/*` | info messages the controller does not have yet |
 
-use std::fs::{self, File};
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::collections::BTreeSet;
+use std::io;
+use std::time::Duration;
 
-use model::id::DeviceId;
+use model::id::{AppId, DeviceId};
 use node_core::upload::Urgency;
-use service::durable::replace;
+use service::files::{Files, below, erase, replace};
 
 /// Largest file read: a config answer with its certificates.
 const MAX_FILE_BYTES: u64 = 12 * 1024 * 1024;
@@ -25,6 +25,9 @@ const MAX_FILE_BYTES: u64 = 12 * 1024 * 1024;
 const MAX_QUEUE_FILES: usize = node_core::upload::MAX_ITEMS;
 /// The backup is not overwritten by configs that come in quick succession.
 const BACKUP_AGE: Duration = Duration::from_secs(10 * 60);
+const CONFIG: &str = "lastconfig";
+const CONFIG_BACKUP: &str = "lastconfig.bak";
+const QUEUE: &str = "queue";
 const CONFIG_HEAD: &[u8] = b"selvedge lastconfig 1\n";
 const INFO_HEAD: &str = "selvedge info 1 ";
 
@@ -46,81 +49,95 @@ pub struct SavedInfo {
 }
 
 /// The directory.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Disk {
-    dir: PathBuf,
+    files: Box<dyn Files>,
 }
 
 impl Disk {
-    pub fn new(dir: impl Into<PathBuf>) -> Disk {
-        Disk { dir: dir.into() }
+    pub fn new(files: impl Files + 'static) -> Disk {
+        Disk { files: Box::new(files) }
     }
 
     pub fn device(&self) -> Option<DeviceId> {
-        text(read(&self.dir.join("uuid"))?)?.trim().parse().ok()
+        text(self.read("uuid")?)?.trim().parse().ok()
     }
 
     pub fn save_device(&self, device: DeviceId) -> io::Result<()> {
-        replace(&self.dir, "uuid", format!("{device}\n").as_bytes())
+        self.write("uuid", format!("{device}\n").as_bytes())
     }
 
     pub fn certs(&self) -> Option<Vec<u8>> {
-        read(&self.dir.join("certs"))
+        self.read("certs")
     }
 
     pub fn save_certs(&self, certs: &[u8]) -> io::Result<()> {
-        replace(&self.dir, "certs", certs)
+        self.write("certs", certs)
     }
 
     pub fn floor_s(&self) -> i64 {
-        read(&self.dir.join("floor")).and_then(text).and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+        self.read("floor").and_then(text).and_then(|text| text.trim().parse().ok()).unwrap_or(0)
     }
 
     pub fn save_floor(&self, seconds: i64) -> io::Result<()> {
-        replace(&self.dir, "floor", format!("{seconds}\n").as_bytes())
+        self.write("floor", format!("{seconds}\n").as_bytes())
+    }
+
+    pub fn told_apps(&self) -> BTreeSet<AppId> {
+        let text = self.read("told").and_then(text).unwrap_or_default();
+        text.lines().take(MAX_QUEUE_FILES).filter_map(|line| line.parse().ok()).collect()
+    }
+
+    pub fn save_told_apps(&self, apps: &BTreeSet<AppId>) -> io::Result<()> {
+        let text: String = apps.iter().map(|app| format!("{app}\n")).collect();
+        self.write("told", text.as_bytes())
     }
 
     /// The saved configs, the one in force first.
     pub fn configs(&self) -> Vec<SavedConfig> {
-        let names = ["lastconfig", "lastconfig.bak"];
-        names.iter().filter_map(|name| SavedConfig::parse(&read(&self.dir.join(name))?)).collect()
+        let names = [CONFIG, CONFIG_BACKUP];
+        names.iter().filter_map(|name| SavedConfig::parse(&self.read(name)?)).collect()
     }
 
     /// Saves the config that is now in force; the one before becomes the backup, when the backup is old enough.
     pub fn save_config(&self, config: &SavedConfig) -> io::Result<()> {
-        let backup = self.dir.join("lastconfig.bak");
-        let is_fresh = fs::metadata(&backup)
-            .and_then(|meta| meta.modified())
-            .is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age < BACKUP_AGE));
-        if !is_fresh && let Some(before) = read(&self.dir.join("lastconfig")) {
-            replace(&self.dir, "lastconfig.bak", &before)?;
+        let is_fresh = self.files.age(CONFIG_BACKUP).is_some_and(|age| age < BACKUP_AGE);
+        if !is_fresh && let Some(before) = self.read(CONFIG) {
+            self.write(CONFIG_BACKUP, &before)?;
         }
-        replace(&self.dir, "lastconfig", &config.to_bytes())
+        self.write(CONFIG, &config.to_bytes())
     }
 
     /// All messages that were not delivered.
     pub fn queue(&self) -> Vec<SavedInfo> {
-        let Ok(entries) = fs::read_dir(self.dir.join("queue")) else { return Vec::new() };
-        let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-        paths.sort();
-        paths.iter().take(MAX_QUEUE_FILES).filter_map(|path| SavedInfo::parse(path)).collect()
+        let names = self.files.list(QUEUE).unwrap_or_default();
+        names.iter().take(MAX_QUEUE_FILES).filter_map(|name| self.info(name)).collect()
+    }
+
+    fn info(&self, name: &str) -> Option<SavedInfo> {
+        SavedInfo::parse(name, &self.read(&below(QUEUE, name))?)
     }
 
     pub fn save_info(&self, info: &SavedInfo) -> io::Result<()> {
-        let dir = self.dir.join("queue");
-        if !dir.exists() {
-            fs::create_dir(&dir)?;
-            File::open(&self.dir)?.sync_all()?;
+        if self.files.list(QUEUE).is_err() {
+            self.files.make_dir(QUEUE)?;
+            self.files.sync_dir("")?;
         }
-        replace(&dir, &file_name(&info.key), &info.to_bytes())
+        replace(&*self.files, QUEUE, &file_name(&info.key), &info.to_bytes())
     }
 
-    /// A message that is delivered; after a power cut it may be sent again, which does no harm.
+    /// A message that is delivered. For good: one that came back after a power cut would be sent again, after newer ones
+    /// of its object, and would be the controller's last word on an object that is gone.
     pub fn erase_info(&self, key: &str) -> io::Result<()> {
-        match fs::remove_file(self.dir.join("queue").join(file_name(key))) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        erase(&*self.files, QUEUE, &file_name(key))
+    }
+
+    fn read(&self, name: &str) -> Option<Vec<u8>> {
+        self.files.read(name, MAX_FILE_BYTES).ok()
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        replace(&*self.files, "", name, content)
     }
 }
 
@@ -154,8 +171,7 @@ impl SavedInfo {
         out
     }
 
-    fn parse(path: &Path) -> Option<SavedInfo> {
-        let bytes = read(path)?;
+    fn parse(name: &str, bytes: &[u8]) -> Option<SavedInfo> {
         let line_end = bytes.iter().position(|byte| *byte == b'\n')?;
         let (line, payload) = bytes.split_at(line_end);
         let (urgency, key) = std::str::from_utf8(line).ok()?.strip_prefix(INFO_HEAD)?.split_once(' ')?;
@@ -166,7 +182,7 @@ impl SavedInfo {
             _ => return None,
         };
         // A file that was not renamed to its name was never whole.
-        if path.file_name()?.to_str()? != file_name(key) {
+        if name != file_name(key) {
             return None;
         }
         Some(SavedInfo { key: key.to_owned(), urgency, payload: payload.get(1..)?.to_vec() })
@@ -182,15 +198,11 @@ fn text(bytes: Vec<u8>) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-fn read(path: &Path) -> Option<Vec<u8>> {
-    let mut content = Vec::new();
-    File::open(path).ok()?.take(MAX_FILE_BYTES + 1).read_to_end(&mut content).ok()?;
-    (content.len() as u64 <= MAX_FILE_BYTES).then_some(content)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use service::files::Directory;
+    use std::fs;
     use uuid::Uuid;
 
     fn config(byte: u8) -> SavedConfig {
@@ -200,7 +212,7 @@ mod tests {
     #[test]
     fn saved_configs_read_back_and_torn_ones_are_dropped() {
         let dir = tempfile::tempdir().unwrap();
-        let disk = Disk::new(dir.path());
+        let disk = Disk::new(Directory::new(dir.path()));
         assert_eq!(disk.configs(), []);
         disk.save_config(&config(1)).unwrap();
         disk.save_config(&config(2)).unwrap();
@@ -217,7 +229,7 @@ mod tests {
     #[test]
     fn small_values_read_back_and_nonsense_is_as_good_as_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let disk = Disk::new(dir.path());
+        let disk = Disk::new(Directory::new(dir.path()));
         let device = DeviceId(Uuid::from_u128(5));
         disk.save_device(device).unwrap();
         disk.save_floor(77).unwrap();
@@ -231,7 +243,7 @@ mod tests {
     #[test]
     fn queued_messages_read_back_until_they_are_erased() {
         let dir = tempfile::tempdir().unwrap();
-        let disk = Disk::new(dir.path());
+        let disk = Disk::new(Directory::new(dir.path()));
         let info = |key: &str, urgency| SavedInfo { key: key.into(), urgency, payload: b"\nx\n".to_vec() };
         let messages = [info("app/1", Urgency::App), info("volume/2#3", Urgency::Rest)];
         messages.iter().for_each(|message| disk.save_info(message).unwrap());

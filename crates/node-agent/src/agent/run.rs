@@ -8,8 +8,9 @@ use ipc::calls::{self, LogReply, LogRequest, NetReply, NetRequest, VaultReply, V
 use ipc::topics;
 use model::config::DeviceConfig;
 use model::log::LogSeverity;
-use model::observed::{AgentObserved, Blob, ContentState};
+use model::observed::AgentObserved;
 use model::reason::{Fault, Reason};
+use service::files::Directory;
 use service::{Caller, Event, Poster, Service, log};
 
 use super::ask::Ask;
@@ -84,7 +85,7 @@ impl Effects for Process<'_> {
 
 /// The whole process.
 pub fn run(mut service: Service<Done>) -> Result<(), RunError> {
-    subscribe(&mut service);
+    World::subscribe(&mut service);
     let others = Arc::new(Others { vault: service.caller(), log: service.caller(), net: service.caller() });
     let Some(identity) = identity(&mut service, &others) else { return Ok(()) };
     let dir = service.dirs().state.clone().ok_or(RunError::NoState)?;
@@ -94,7 +95,7 @@ pub fn run(mut service: Service<Done>) -> Result<(), RunError> {
     let lanes = Lanes::start(Arc::new(client), move |done| poster.post(done));
     let mut core = Core::new(Setup {
         identity,
-        disk: Disk::new(dir),
+        disk: Disk::new(Directory::new(dir)),
         seed: seed(&service),
         serial: service.settings().get("serial").cloned(),
     });
@@ -127,22 +128,6 @@ pub fn run(mut service: Service<Done>) -> Result<(), RunError> {
     }
 }
 
-fn subscribe(service: &mut Service<Done>) {
-    service.subscribe::<topics::AppStatus>();
-    service.subscribe::<topics::ContentStatus>();
-    service.subscribe::<topics::ContentObserved>();
-    service.subscribe::<topics::VolumeStatus>();
-    service.subscribe::<topics::NetworkStatus>();
-    service.subscribe::<topics::ConfigApplied>();
-    service.subscribe::<topics::NodeObserved>();
-    service.subscribe::<topics::ServiceObserved>();
-    service.subscribe::<topics::PortObserved>();
-    service.subscribe::<topics::StorageObserved>();
-    service.subscribe::<topics::AppMetrics>();
-    service.subscribe::<topics::LinkMetrics>();
-    service.subscribe::<topics::VaultObserved>();
-}
-
 /// Asks the vault until it answers; `None` when the process is to end.
 fn identity(service: &mut Service<Done>, others: &Others) -> Option<ipc::calls::NodeIdentity> {
     loop {
@@ -165,35 +150,9 @@ fn identity(service: &mut Service<Done>, others: &Others) -> Option<ipc::calls::
 }
 
 fn read_world(service: &Service<Done>, dns: &Dns) -> World {
-    let ports = service.all::<topics::PortObserved>();
-    dns.set_servers(ports.values().flat_map(|port| port.dns.iter().copied()));
-    let blobs =
-        service.all::<topics::ContentObserved>().into_values().flat_map(|content| match content.state {
-            ContentState::Loaded(image) => image.blobs,
-            ContentState::LoadedFile(file) => vec![file],
-            ContentState::ResolvingTag | ContentState::Downloading { .. } | ContentState::Verified { .. } => {
-                Vec::new()
-            }
-        });
-    let mut blobs: Vec<Blob> = blobs.collect();
-    blobs.sort_by_key(|blob| blob.digest);
-    blobs.dedup_by_key(|blob| blob.digest);
-    World {
-        apps: service.all::<topics::AppStatus>(),
-        contents: service.all::<topics::ContentStatus>(),
-        volumes: service.all::<topics::VolumeStatus>(),
-        networks: service.all::<topics::NetworkStatus>(),
-        blobs,
-        applied: service.get::<topics::ConfigApplied>(""),
-        node: service.get::<topics::NodeObserved>(""),
-        services: service.all::<topics::ServiceObserved>(),
-        ports,
-        storage: service.all::<topics::StorageObserved>(),
-        app_metrics: service.all::<topics::AppMetrics>(),
-        links: service.all::<topics::LinkMetrics>(),
-        vault: service.get::<topics::VaultObserved>(""),
-        is_synced: service.is_synced::<topics::AppStatus>() && service.is_synced::<topics::VolumeStatus>(),
-    }
+    let world = World::read(service);
+    dns.set_servers(world.ports.values().flat_map(|port| port.dns.iter().copied()));
+    world
 }
 
 /// Spreads the timers of a fleet; no secret.

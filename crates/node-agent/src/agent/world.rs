@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 
+use ipc::client::Topics;
+use ipc::topics;
 use model::observed::{
-    AppMetrics, Blob, LinkMetrics, NodeObserved, PortObserved, ServiceObserved, StorageObserved,
-    VaultObserved,
+    AppMetrics, Blob, ContentState, LinkMetrics, NodeObserved, PortObserved, ServiceObserved,
+    StorageObserved, VaultObserved,
 };
 use model::status::{AppStatus, ConfigApplied, ContentTreeStatus, NetworkInstanceStatus, VolumeStatus};
 use node_core::report::Subject;
@@ -40,6 +42,53 @@ pub struct Changes {
 }
 
 impl World {
+    pub fn subscribe(topics: &mut impl Topics) {
+        topics.subscribe::<topics::AppStatus>();
+        topics.subscribe::<topics::ContentStatus>();
+        topics.subscribe::<topics::ContentObserved>();
+        topics.subscribe::<topics::VolumeStatus>();
+        topics.subscribe::<topics::NetworkStatus>();
+        topics.subscribe::<topics::ConfigApplied>();
+        topics.subscribe::<topics::NodeObserved>();
+        topics.subscribe::<topics::ServiceObserved>();
+        topics.subscribe::<topics::PortObserved>();
+        topics.subscribe::<topics::StorageObserved>();
+        topics.subscribe::<topics::AppMetrics>();
+        topics.subscribe::<topics::LinkMetrics>();
+        topics.subscribe::<topics::VaultObserved>();
+    }
+
+    /// The newest of everything.
+    pub fn read(topics: &impl Topics) -> World {
+        let blobs =
+            topics.all::<topics::ContentObserved>().into_values().flat_map(|content| match content.state {
+                ContentState::Loaded(image) => image.blobs,
+                ContentState::LoadedFile(file) => vec![file],
+                ContentState::ResolvingTag
+                | ContentState::Downloading { .. }
+                | ContentState::Verified { .. } => Vec::new(),
+            });
+        let mut blobs: Vec<Blob> = blobs.collect();
+        blobs.sort_by_key(|blob| blob.digest);
+        blobs.dedup_by_key(|blob| blob.digest);
+        World {
+            apps: topics.all::<topics::AppStatus>(),
+            contents: topics.all::<topics::ContentStatus>(),
+            volumes: topics.all::<topics::VolumeStatus>(),
+            networks: topics.all::<topics::NetworkStatus>(),
+            blobs,
+            applied: topics.get::<topics::ConfigApplied>(""),
+            node: topics.get::<topics::NodeObserved>(""),
+            services: topics.all::<topics::ServiceObserved>(),
+            ports: topics.all::<topics::PortObserved>(),
+            storage: topics.all::<topics::StorageObserved>(),
+            app_metrics: topics.all::<topics::AppMetrics>(),
+            links: topics.all::<topics::LinkMetrics>(),
+            vault: topics.get::<topics::VaultObserved>(""),
+            is_synced: topics.is_synced::<topics::AppStatus>() && topics.is_synced::<topics::VolumeStatus>(),
+        }
+    }
+
     /// What is to be reported after `self` was followed by `next`. The device itself is compared by its report.
     pub fn changes(&self, next: &World) -> Changes {
         let mut out = Changes::default();

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The planner's one file: replaced as a whole, checked by a checksum, dropped with a reason when torn.
 
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
 
 use model::reason::{Fault, Reason};
 use service::durable;
+use service::files::{Files, Reserve, replace};
 
 use super::{Desired, Memory};
 
-const FILE: &str = "state";
+const NAME: &str = "state";
 /// The state of a hundred apps has room in it.
 const RESERVE_BYTES: usize = 512 << 10;
+
 /// First bytes of the file; the last one is the format's number.
 const MAGIC: &[u8; 8] = b"SELVPLN\x02";
 /// A larger file is not ours.
@@ -21,12 +21,12 @@ const FILE_BYTES_MAX: u64 = 16 << 20;
 /// Why the state is not to be had.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    #[error("cannot read {path}")]
-    Read { path: PathBuf, source: io::Error },
-    #[error("cannot write {path}")]
-    Write { path: PathBuf, source: io::Error },
-    #[error("{path} is torn or of another format")]
-    Torn { path: PathBuf },
+    #[error("cannot read the file {NAME}")]
+    Read(#[source] io::Error),
+    #[error("cannot write the file {NAME}")]
+    Write(#[source] io::Error),
+    #[error("the file {NAME} is torn or of another format")]
+    Torn,
 }
 
 impl StateError {
@@ -40,63 +40,56 @@ impl StateError {
     }
 
     fn is_disk_full(&self) -> bool {
-        matches!(self, StateError::Write { source, .. } if durable::is_full(source))
+        matches!(self, StateError::Write(source) if durable::is_full(source))
     }
 }
 
 #[derive(Debug)]
 pub(super) struct StateFile {
-    dir: PathBuf,
-    path: PathBuf,
-    reserve: durable::Reserve,
+    files: Box<dyn Files>,
+    reserve: Reserve,
 }
 
 impl StateFile {
-    pub(super) fn new(dir: &Path) -> StateFile {
-        let reserve = durable::Reserve::new(dir, RESERVE_BYTES);
-        StateFile { dir: dir.to_owned(), path: dir.join(FILE), reserve }
+    pub(super) fn new(files: Box<dyn Files>) -> StateFile {
+        StateFile { files, reserve: Reserve::new(RESERVE_BYTES) }
     }
 
     /// What was saved last; nothing when there was never anything.
     pub(super) fn load(&self) -> Result<(Memory, Desired), StateError> {
-        let read = |source| StateError::Read { path: self.path.clone(), source };
-        let torn = || StateError::Torn { path: self.path.clone() };
-        match fs::metadata(&self.path) {
+        let bytes = match self.files.read(NAME, FILE_BYTES_MAX) {
+            Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
-            Err(error) => return Err(read(error)),
-            Ok(meta) if meta.len() > FILE_BYTES_MAX => return Err(torn()),
-            Ok(_) => {}
-        }
-        let bytes = fs::read(&self.path).map_err(read)?;
-        let body = bytes.strip_prefix(MAGIC).and_then(|rest| rest.split_at_checked(8)).ok_or_else(torn)?;
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => return Err(StateError::Torn),
+            Err(error) => return Err(StateError::Read(error)),
+        };
+        let body =
+            bytes.strip_prefix(MAGIC).and_then(|rest| rest.split_at_checked(8)).ok_or(StateError::Torn)?;
         if checksum(body.1).to_be_bytes() != body.0 {
-            return Err(torn());
+            return Err(StateError::Torn);
         }
-        postcard::from_bytes(body.1).map_err(|_| torn())
+        postcard::from_bytes(body.1).map_err(|_| StateError::Torn)
     }
 
     /// [`StateFile::save`]; on a full disk in the room that was kept for it. An order that makes room must not need any.
     pub(super) fn save_on_full_disk(&self, memory: &Memory, desired: &Desired) -> Result<(), StateError> {
         let mut saved = self.save(memory, desired);
-        if saved.as_ref().is_err_and(StateError::is_disk_full) && self.reserve.give_up() {
+        if saved.as_ref().is_err_and(StateError::is_disk_full) && self.reserve.give_up(&*self.files) {
             saved = self.save(memory, desired);
         }
         if saved.is_ok() {
             // Not to be had on a disk that is still full; the next time it is tried again.
-            let _ = self.reserve.keep();
+            let _ = self.reserve.keep(&*self.files);
         }
         saved
     }
 
     /// Returns when it is on the disk.
     pub(super) fn save(&self, memory: &Memory, desired: &Desired) -> Result<(), StateError> {
-        let write = |source| StateError::Write { path: self.path.clone(), source };
-        let body =
-            postcard::to_allocvec(&(memory, desired)).map_err(|error| write(io::Error::other(error)))?;
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend_from_slice(&checksum(&body).to_be_bytes());
-        bytes.extend_from_slice(&body);
-        durable::replace(&self.dir, FILE, &bytes).map_err(write)
+        let body = postcard::to_allocvec(&(memory, desired))
+            .map_err(|error| StateError::Write(io::Error::other(error)))?;
+        let bytes = [MAGIC.as_slice(), &checksum(&body).to_be_bytes(), &body].concat();
+        replace(&*self.files, "", NAME, &bytes).map_err(StateError::Write)
     }
 }
 
@@ -111,21 +104,24 @@ fn checksum(bytes: &[u8]) -> u64 {
 mod tests {
     use super::*;
     use node_core::apps::AppMemory;
+    use service::files::Directory;
+    use std::fs;
 
     #[test]
     fn state_comes_back_and_a_torn_file_is_told() {
         let dir = tempfile::tempdir().unwrap();
-        let file = StateFile::new(dir.path());
+        let file = StateFile::new(Box::new(Directory::new(dir.path())));
         assert_eq!(file.load().unwrap(), Default::default());
         let mut memory = Memory::default();
         let app = "60000000-0000-4000-8000-000000000001".parse().unwrap();
         memory.apps.insert(app, AppMemory { number: 7, ..AppMemory::default() });
         file.save(&memory, &Desired::default()).unwrap();
         assert_eq!(file.load().unwrap(), (memory, Desired::default()));
-        let whole = fs::read(&file.path).unwrap();
+        let path = dir.path().join(NAME);
+        let whole = fs::read(&path).unwrap();
         for length in 0..whole.len() {
-            fs::write(&file.path, &whole[..length]).unwrap();
-            assert!(matches!(file.load(), Err(StateError::Torn { .. })), "{length}");
+            fs::write(&path, &whole[..length]).unwrap();
+            assert!(matches!(file.load(), Err(StateError::Torn)), "{length}");
         }
     }
 }

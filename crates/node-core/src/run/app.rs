@@ -12,6 +12,7 @@ use model::observed::{AppObserved, Exit, Health, RunState};
 use model::reason::{Fault, Reason, Retry};
 use model::time::MonoMs;
 use reconcile::{Backoff, Outbox};
+use serde::{Deserialize, Serialize};
 
 use super::{Order, Shim, ShimPhase};
 
@@ -27,7 +28,7 @@ const SHIM_TIMEOUT_MS: u64 = 150_000;
 /// After a stop the shim has its time-out and this.
 const STOP_SLACK_MS: u64 = 15_000;
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct App {
     id: AppId,
     desired: Option<AppDesired>,
@@ -46,7 +47,7 @@ pub(super) struct App {
     published: Option<AppObserved>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 enum ShimState {
     None,
     /// It lives, and has to say what it does.
@@ -65,7 +66,7 @@ enum ShimState {
 }
 
 /// The next start.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 enum Next {
     Now,
     /// After an end or a failure.

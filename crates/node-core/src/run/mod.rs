@@ -31,11 +31,12 @@ use model::observed::{AppObserved, Exit, Health};
 use model::reason::Fault;
 use model::time::{MonoMs, Now, WallTime};
 use reconcile::{Machine, Outbox, earliest};
+use serde::{Deserialize, Serialize};
 
 use app::App;
 
 /// What a shim says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shim {
     /// Of the start it was told; 0 while idle.
     pub instance: u64,
@@ -46,7 +47,7 @@ pub struct Shim {
     pub health: Option<Health>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ShimPhase {
     Idle,
     Starting,
@@ -60,7 +61,7 @@ pub enum ShimPhase {
     Failed(Fault),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Input {
     /// Shims that live when run begins; first input.
     Live(BTreeSet<AppId>),
@@ -76,7 +77,7 @@ pub enum Input {
     Released { app: AppId, result: Result<(), Fault> },
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Order {
     /// A new shim with a control group of these limits.
     Spawn {
@@ -107,7 +108,7 @@ pub enum Order {
 }
 
 /// All apps of the node.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Apps {
     apps: BTreeMap<AppId, App>,
     /// When [`Input::Live`] came: start delays count from here.

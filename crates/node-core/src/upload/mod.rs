@@ -124,9 +124,10 @@ impl Default for Queue {
     }
 }
 
-/// Whether a message refused with this status is sent again.
+/// Whether a message refused with this status is sent again: all but those that say the message itself is wrong. A
+/// redirection is the word of something in between.
 pub fn is_retriable(status: u16) -> bool {
-    matches!(status, 401 | 403 | 407 | 408 | 429 | 500..)
+    !(400..500).contains(&status) || matches!(status, 401 | 403 | 407 | 408 | 429)
 }
 
 impl Queue {
@@ -136,6 +137,11 @@ impl Queue {
 
     pub fn is_empty(&self) -> bool {
         self.items.is_empty()
+    }
+
+    /// A message of this key waits or is under way.
+    pub fn contains(&self, key: &str) -> bool {
+        self.items.contains_key(key)
     }
 
     fn put(
@@ -356,7 +362,7 @@ mod tests {
 
     #[test]
     fn retriable_statuses_keep_the_message_on_disk_and_others_drop_it() {
-        for status in [401, 403, 407, 408, 429, 500, 503, 599] {
+        for status in [302, 307, 401, 403, 407, 408, 429, 500, 503, 599] {
             let mut queue = started();
             handle(&mut queue, 0, enqueue("x", 1));
             assert_eq!(handle(&mut queue, 0, posted("x", 1, Outcome::Status(status))), [save("x", 1)]);

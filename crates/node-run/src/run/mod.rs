@@ -57,6 +57,7 @@ pub fn run(mut service: Service) {
         metrics_s,
     };
     loop {
+        run.keyframe();
         run.do_due();
         let deadline = earliest([run.apps.deadline(), run.ask_live_at, Some(run.metrics_at)]);
         match run.service.next(deadline) {
@@ -84,7 +85,7 @@ impl Run {
             }
         }
         if self.apps.deadline().is_some_and(|at| at <= now.mono) {
-            self.apps.wake(now, &mut self.outbox);
+            self.decide(None);
             self.perform();
         }
     }
@@ -154,9 +155,29 @@ impl Run {
     }
 
     fn input(&mut self, input: Input) {
-        let now = self.service.now();
-        self.apps.handle(now, input, &mut self.outbox);
+        self.decide(Some(input));
         self.perform();
+    }
+
+    /// Gives the machine an input, or the time; both and what it orders are recorded.
+    fn decide(&mut self, input: Option<Input>) {
+        let now = self.service.now();
+        self.service.record_input(now, &input);
+        let mut orders = Outbox::new();
+        match input {
+            Some(input) => self.apps.handle(now, input, &mut orders),
+            None => self.apps.wake(now, &mut orders),
+        }
+        for order in orders.drain() {
+            self.service.record_order(&order);
+            self.outbox.push(order);
+        }
+    }
+
+    fn keyframe(&mut self) {
+        let apps = &self.apps;
+        // Our own types have no failing parts.
+        self.service.keyframe(|| postcard::to_allocvec(apps).unwrap_or_default());
     }
 
     /// Results of orders are inputs, which may lead to more orders.
@@ -198,8 +219,8 @@ impl Run {
                     None
                 }
             };
-            if let Some(result) = result {
-                self.apps.handle(self.service.now(), result, &mut self.outbox);
+            if result.is_some() {
+                self.decide(result);
             }
         }
     }

@@ -229,7 +229,12 @@ fn core(controller: &Controller, dir: &std::path::Path) -> Core {
         root_certs_pem: controller.root_pem.clone(),
         tls_root_certs_pem: controller.root_pem.clone(),
     };
-    Core::new(Setup { identity, disk: Disk::new(dir), seed: 1, serial: Some("S".into()) })
+    Core::new(Setup {
+        identity,
+        disk: Disk::new(service::files::Directory::new(dir)),
+        seed: 1,
+        serial: Some("S".into()),
+    })
 }
 
 fn config(version: &str, seconds: i64) -> DeviceConfig {
