@@ -328,7 +328,17 @@ impl Lab {
 
     /// With more arguments for `serve`.
     pub fn start_with(place: Place, serve: &[&str]) -> anyhow::Result<Lab> {
+        Lab::start_prepared(place, serve, |_| Ok(()))
+    }
+
+    /// With something done to the empty directory of the laboratory before anything runs.
+    pub fn start_prepared(
+        place: Place,
+        serve: &[&str],
+        prepare: impl FnOnce(&Place) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Lab> {
         place.clear()?;
+        prepare(&place)?;
         let layout = image::web_server(&place.cache)?;
         let netns = Netns::create(&place.name, place.number)?;
         step(format_args!("starting the controller at https://{}:{CONTROLLER_PORT}", netns.host));

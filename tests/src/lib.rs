@@ -6,15 +6,20 @@
 
 pub mod command;
 pub mod confinement;
+pub mod debian;
 pub mod fileserver;
+pub mod guest;
+pub mod hostile;
 pub mod http;
 pub mod image;
 pub mod lab;
 pub mod netns;
+pub mod operator;
 pub mod packages;
 pub mod probe;
 pub mod progress;
 pub mod referee;
 pub mod registry;
+pub mod tls;
 pub mod toolbox;
 pub mod truth;

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! System packages the demo and the tests need beyond Rust, git and a C linker.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::bail;
 
-use crate::command::{has, output, root, run, show};
+use crate::command::{has, root, show};
+use crate::debian::Archive;
 use crate::progress::step;
 
 /// A program, and the Debian package that has it.
@@ -33,6 +33,15 @@ pub const HOSTED: &[Program] = &[
     ("dhcpcd", "dhcpcd-base"),
     ("dnsmasq", "dnsmasq-base"),
 ];
+
+/// What makes and runs the emulated guest.
+pub const GUEST: &[Program] =
+    &[(QEMU.0, QEMU.1), ("mke2fs", "e2fsprogs"), ("xz", "xz-utils"), ("strip", "binutils")];
+
+#[cfg(target_arch = "aarch64")]
+const QEMU: Program = ("qemu-system-aarch64", "qemu-system-arm");
+#[cfg(not(target_arch = "aarch64"))]
+const QEMU: Program = ("qemu-system-x86_64", "qemu-system-x86");
 
 /// Installs what is missing; asks nothing.
 pub fn ensure(programs: &[Program]) -> anyhow::Result<()> {
@@ -72,8 +81,8 @@ fn is_there(program: &str) -> bool {
     has(program)
 }
 
-/// Directory of the `oras` program. Debian has it since 13: on 12 the one of 13 is unpacked into the cache, from the same
-/// archive the machine uses, without touching the machine. `None` where there is neither.
+/// Directory of the `oras` program. Debian has it since 13: on 12 the one of 13 is unpacked into the cache. `None` where
+/// there is neither.
 pub fn oras(cache: &Path) -> anyhow::Result<Option<PathBuf>> {
     let dir = cache.join("oras");
     let bin = dir.join("usr/bin");
@@ -84,54 +93,6 @@ pub fn oras(cache: &Path) -> anyhow::Result<Option<PathBuf>> {
         return Ok(Some(PathBuf::from("/usr/bin")));
     }
     step("getting oras");
-    let state = dir.join("apt");
-    fs::create_dir_all(state.join("lists/partial"))?;
-    fs::create_dir_all(state.join("sources"))?;
-    fs::write(state.join("status"), "")?;
-    let Some(sources) = next_suite() else { return Ok(None) };
-    fs::write(state.join("sources/next.sources"), sources)?;
-    let apt = |action: &[&str]| {
-        let mut command = root("apt-get");
-        command.arg("-qq").current_dir(&dir);
-        for (name, value) in [
-            ("Dir::Etc::sourcelist", "/dev/null".into()),
-            ("Dir::Etc::sourceparts", state.join("sources")),
-            ("Dir::State::lists", state.join("lists")),
-            ("Dir::State::status", state.join("status")),
-            ("Dir::Cache", state.join("cache")),
-        ] {
-            command.args(["-o", &format!("{name}={}", value.display())]);
-        }
-        command.args(["-o", "APT::Sandbox::User=root"]).args(action);
-        command
-    };
-    let got = output(&mut apt(&["update"])).is_ok_and(|o| o.status.success())
-        && output(&mut apt(&["download", "oras"])).is_ok_and(|o| o.status.success());
-    if !got {
-        return Ok(None);
-    }
-    for entry in fs::read_dir(&dir)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "deb") {
-            run(root("dpkg-deb").arg("-x").arg(&path).arg(&dir))?;
-        }
-    }
-    Ok(bin.join("oras").is_file().then_some(bin))
-}
-
-/// The machine's own archive with Debian 13 in place of its suite.
-fn next_suite() -> Option<String> {
-    let own = fs::read_to_string("/etc/apt/sources.list.d/debian.sources").unwrap_or_default();
-    let field =
-        |name: &str| own.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
-    let uri = match field("URIs") {
-        Some(uri) => uri.split_whitespace().next()?.to_owned(),
-        None => {
-            let list = fs::read_to_string("/etc/apt/sources.list").ok()?;
-            let line = list.lines().find(|line| line.starts_with("deb ") && line.contains("debian"))?;
-            line.split_whitespace().find(|word| word.contains("://"))?.to_owned()
-        }
-    };
-    let signed = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    Some(format!("Types: deb\nURIs: {uri}\nSuites: trixie\nComponents: main\nSigned-By: {signed}\n"))
+    let got = Archive::open(&cache.join("debian")).and_then(|archive| archive.unpack(&["oras"], &dir));
+    Ok((got.is_ok() && bin.join("oras").is_file()).then_some(bin))
 }

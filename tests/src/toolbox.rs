@@ -2,7 +2,7 @@
 //! A small app that does as it is told: images of Debian's static busybox with a web server that runs commands.
 //!
 //! `GET /` answers with the version of the image, `GET /cgi-bin/sh?COMMAND` with what the command printed inside the app.
-//! `MODE` in the app's environment makes it end (`exit`) or take all memory (`hog`) at its start.
+//! `MODE` in the app's environment makes it end (`exit`) or take all memory (`hog`) at its start; `SCRIPT` is run there.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -17,12 +17,16 @@ use crate::command::{root, run};
 use crate::http;
 use crate::progress::step;
 
+/// Directory in the cache; another one for each change of what is in the images.
+const NAME: &str = "toolbox-2";
+
 /// Runs as first process: it must hand on the signal that ends it, a shell alone would not hear it.
 const START: &str = "\
 #!/bin/sh
 echo \"toolbox $(cat /version) starts\"
 [ \"$MODE\" = exit ] && exit 7
 [ \"$MODE\" = hog ] && exec tail /dev/zero
+eval \"$SCRIPT\"
 trap 'kill $server; exit 0' TERM
 httpd -f -p 80 -h /srv &
 server=$!
@@ -73,7 +77,7 @@ pub const VARIANTS: &[Variant] = &[
 
 /// Directory of an OCI layout with all [`VARIANTS`]; made once per cache directory.
 pub fn layout(cache: &Path) -> anyhow::Result<PathBuf> {
-    let layout = cache.join("toolbox");
+    let layout = cache.join(NAME);
     if layout.join("index.json").exists() {
         return Ok(layout);
     }

@@ -27,6 +27,10 @@ use crate::resource::{
 pub const MAX_NAME_CHARS: usize = 63;
 /// Largest user data of one app: what EVE takes.
 pub const MAX_USER_DATA_BYTES: usize = 32 * 1024;
+/// Most processors of one app: more than any machine has.
+pub const MAX_CPUS: u32 = 1024;
+/// Least memory of one app; less is a unit that was forgotten.
+pub const MIN_MEMORY_BYTES: u64 = 1 << 20;
 /// Most serials of one join token.
 pub const MAX_SERIALS: usize = 100_000;
 
@@ -286,8 +290,17 @@ fn check_app(app: &Object<AppSpec>, intent: &Intent, out: &mut Vec<Problem>) {
     if spec.registry != BUILTIN_REGISTRY && !intent.registries.contains_key(&spec.registry) {
         say.it("spec.registry", format!("registry/{} does not exist", spec.registry));
     }
-    if let Err(why) = parse_memory(&spec.resources.memory) {
-        say.it("spec.resources.memory", format!("'{}' {why}", spec.resources.memory));
+    if !(1..=MAX_CPUS).contains(&spec.resources.cpus) {
+        say.it("spec.resources.cpus", format!("{} is outside of 1 to {MAX_CPUS}", spec.resources.cpus));
+    }
+    let memory = &spec.resources.memory;
+    match parse_memory(memory) {
+        Err(why) => say.it("spec.resources.memory", format!("'{memory}' {why}")),
+        Ok(bytes) if bytes < MIN_MEMORY_BYTES => say.it(
+            "spec.resources.memory",
+            format!("'{memory}' is less than 1Mi; a number without Ki, Mi or Gi is bytes"),
+        ),
+        Ok(_) => {}
     }
     for (index, name) in spec.devices.iter().enumerate() {
         if !intent.devices.contains_key(name) {

@@ -141,10 +141,18 @@ pub struct ExtraSyscalls {
 #[serde(deny_unknown_fields)]
 pub struct Limits {
     pub memory_max_mib: u32,
+    /// Never taken from it for others while it is used, see `memory.min` of cgroup v2.
+    #[serde(default = "default_memory_min_mib")]
+    pub memory_min_mib: u32,
     pub pids_max: u32,
     /// As cgroup v2 has it: 100 is the default of the system.
     #[serde(default = "default_cpu_weight")]
     pub cpu_weight: u32,
+}
+
+/// What an idle service works in: its heap, its stacks and the pages of its executable.
+const fn default_memory_min_mib() -> u32 {
+    8
 }
 
 const fn default_cpu_weight() -> u32 {
@@ -291,6 +299,9 @@ impl Manifest {
         }
         if self.limits.memory_max_mib == 0 || self.limits.pids_max == 0 {
             return fail("limits of 0 let nothing run".into());
+        }
+        if self.limits.memory_min_mib > self.limits.memory_max_mib {
+            return fail("memory_min_mib is more than memory_max_mib".into());
         }
         if !(1..=10_000).contains(&self.limits.cpu_weight) {
             return fail("cpu_weight is outside of 1..=10000".into());

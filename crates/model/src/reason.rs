@@ -80,6 +80,10 @@ reasons! {
     DatastoreUnreachable, Warning, Automatic, "check the datastore's URL and the node's uplinks";
     /// The certificate of a datastore's server is not trusted.
     DatastoreUntrusted, Error, AfterChange, "add the CA certificate of the server to the datastore";
+    /// The controller does not answer.
+    ControllerUnreachable, Warning, Automatic, "check the node's uplinks, and that the controller runs at this address";
+    /// The controller's certificate is not trusted.
+    ControllerUntrusted, Error, Automatic, "check the clocks of node and controller, and that the node's bundle is this controller's";
     /// Content does not have the digest it was named by.
     DigestMismatch, Error, Automatic, "push the image again; if it persists suspect the registry or the path to it";
     /// The image has no variant for this machine.

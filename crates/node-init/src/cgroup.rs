@@ -6,6 +6,9 @@
 //! v1   /sys/fs/cgroup/<controller>/selvedge-<instance>/…    the same below each controller
 //! ```
 //!
+//! Memory a service works in is kept for it (v2, `memory.min`) however short memory is: the kernel takes from apps. A parent
+//! protects no more than its children claim together, so that nothing is left over for apps to share.
+//!
 //! Limits that the machine cannot set (a controller is missing) are said once and left out: hosted mode takes what
 //! the host has. Groups are removed with everything that still runs in them.
 
@@ -53,10 +56,22 @@ pub struct CgroupError {
     source: io::Error,
 }
 
+/// Whether memory may go to a swap device, where the machine has one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Swap {
+    #[default]
+    Allowed,
+    /// Its limit is for all it has: beyond it there is no slow second memory to fill.
+    Never,
+}
+
 /// What a group may use. 0: no limit.
 #[derive(Clone, Copy, Debug, Default)]
 struct Quota {
     memory_bytes: u64,
+    /// Not to be taken away while it is used.
+    memory_min_bytes: u64,
+    swap: Swap,
     pids_max: u32,
     cpu_weight: u32,
     vcpus: u32,
@@ -85,11 +100,34 @@ impl Cgroups {
     pub fn make_service(&mut self, name: &str, limits: Limits) -> Result<(), CgroupError> {
         let quota = Quota {
             memory_bytes: u64::from(limits.memory_max_mib) << 20,
+            memory_min_bytes: u64::from(limits.memory_min_mib) << 20,
+            swap: Swap::Allowed,
             pids_max: limits.pids_max,
             cpu_weight: limits.cpu_weight,
             vcpus: 0,
         };
-        self.make(name, quota)
+        self.make(name, quota)?;
+        self.keep_for_children(name);
+        Ok(())
+    }
+
+    /// What is above a group protects what the groups in it claim together.
+    fn keep_for_children(&mut self, name: &str) {
+        if self.version == Version::V1 {
+            return;
+        }
+        let above = Path::new(name).ancestors().skip(1);
+        let dirs: Vec<PathBuf> = above.flat_map(|above| self.dirs(&above.to_string_lossy())).collect();
+        for dir in dirs {
+            let claims = fs::read_dir(&dir).into_iter().flatten().flatten().filter_map(|entry| {
+                fs::read_to_string(entry.path().join("memory.min")).ok()?.trim().parse::<u64>().ok()
+            });
+            let path = dir.join("memory.min");
+            let bytes: u64 = claims.sum();
+            if let Err(error) = fs::write(&path, bytes.to_string()) {
+                self.missing.push(format!("{} = {bytes}: {error}", path.display()));
+            }
+        }
     }
 
     /// Makes the groups of an app: `app-<id>/shim` and `app-<id>/app`. The shim may put processes into `app`.
@@ -108,6 +146,8 @@ impl Cgroups {
         self.make_service(&format!("{top}/shim"), shim)?;
         let quota = Quota {
             memory_bytes: limits.memory_bytes,
+            memory_min_bytes: 0,
+            swap: Swap::Never,
             pids_max: limits.pids_max,
             cpu_weight: 0,
             vcpus: limits.vcpus,
@@ -229,6 +269,16 @@ impl Cgroups {
                 self.missing.push(format!("{name}: {file} = {value}: {why}"));
             }
         }
+        if quota.swap == Swap::Never {
+            // Without the file there is no accounting of swap, which machines without swap turn off.
+            for path in self.dirs(name).into_iter().map(|dir| dir.join("memory.swap.max")) {
+                if path.exists()
+                    && let Err(error) = fs::write(&path, "0")
+                {
+                    self.missing.push(format!("{} = 0: {error}", path.display()));
+                }
+            }
+        }
         Ok(())
     }
 
@@ -255,6 +305,9 @@ impl Cgroups {
             }
         };
         let mut out = Vec::new();
+        if self.version == Version::V2 && quota.memory_min_bytes > 0 {
+            out.push(("memory.min", quota.memory_min_bytes.to_string()));
+        }
         if quota.memory_bytes > 0 {
             out.push((memory, quota.memory_bytes.to_string()));
         }
@@ -327,20 +380,37 @@ fn pids(dir: &Path) -> Vec<Pid> {
 mod tests {
     use super::*;
 
+    fn groups(version: Version) -> Cgroups {
+        Cgroups { version, instance: "x".into(), missing: Vec::new() }
+    }
+
     #[test]
     fn limits_have_the_files_of_their_version() {
         let of = |version| {
-            let groups = Cgroups { version, instance: "x".into(), missing: Vec::new() };
-            let quota = Quota { memory_bytes: 1 << 20, pids_max: 8, cpu_weight: 200, vcpus: 2 };
+            let groups = groups(version);
+            let quota = Quota {
+                memory_bytes: 1 << 20,
+                memory_min_bytes: 1 << 19,
+                swap: Swap::Never,
+                pids_max: 8,
+                cpu_weight: 200,
+                vcpus: 2,
+            };
             let files = groups.settings(quota).into_iter();
             files.map(|(file, value)| format!("{file}={value}")).collect::<Vec<_>>()
         };
         let v1 =
             ["memory.limit_in_bytes=1048576", "pids.max=8", "cpu.cfs_quota_us=200000", "cpu.shares=2048"];
         assert_eq!(of(Version::V1), v1);
-        let v2 = ["memory.max=1048576", "pids.max=8", "cpu.max=200000 100000", "cpu.weight=200"];
+        let v2 = [
+            "memory.min=524288",
+            "memory.max=1048576",
+            "pids.max=8",
+            "cpu.max=200000 100000",
+            "cpu.weight=200",
+        ];
         assert_eq!(of(Version::V2), v2);
-        let groups = Cgroups { version: Version::V1, instance: "x".into(), missing: Vec::new() };
+        let groups = groups(Version::V1);
         assert!(groups.settings(Quota::default()).is_empty());
     }
 }

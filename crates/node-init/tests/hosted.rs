@@ -231,8 +231,11 @@ fn bin_dir() -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_selvedge-init")).parent().unwrap().to_path_buf()
 }
 
-/// `cargo test --test hosted` alone does not build what the test starts.
+/// `cargo test --test hosted` alone does not build what the test starts. `SELVEDGE_BUILT`: it is there, and cargo is not.
 fn build_services() {
+    if std::env::var_os("SELVEDGE_BUILT").is_some() {
+        return;
+    }
     for what in [
         &["--package", "node-base", "--bin", "selvedge-bus", "--bin", "selvedge-log"][..],
         &["--package", "node-init", "--examples"],

@@ -373,7 +373,12 @@ impl MemoryGroup {
         let name = format!("selvedge-test-{}", std::process::id());
         let v1 = Path::new("/sys/fs/cgroup/memory");
         let is_v1 = v1.exists();
-        let dir = if is_v1 { v1 } else { Path::new("/sys/fs/cgroup") }.join(name);
+        let parent = if is_v1 { v1 } else { Path::new("/sys/fs/cgroup") };
+        if !is_v1 {
+            // as init does it
+            fs::write(parent.join("cgroup.subtree_control"), "+memory").unwrap();
+        }
+        let dir = parent.join(name);
         fs::create_dir(&dir).unwrap();
         let file = if is_v1 { "memory.limit_in_bytes" } else { "memory.max" };
         fs::write(dir.join(file), limit_bytes.to_string()).unwrap();

@@ -175,6 +175,10 @@ fn make_group() -> (PathBuf, &'static str) {
     let memory = Path::new("/sys/fs/cgroup/memory");
     let (parent, name) =
         if memory.exists() { (memory, "cgroup.memory") } else { (Path::new("/sys/fs/cgroup"), "cgroup") };
+    if name == "cgroup" {
+        // as init does it
+        fs::write(parent.join("cgroup.subtree_control"), "+memory").unwrap();
+    }
     let group = parent.join(format!("selvedge-test-shim-{}-{n}", std::process::id()));
     fs::create_dir(&group).unwrap();
     (group, name)

@@ -27,7 +27,7 @@ use oci::digest;
 use oci::layer::{ExpectedLayer, LayerError, unpack_layer};
 use oci::manifest::{Descriptor, Document, MAX_MANIFEST_BYTES, Manifest, OCI_INDEX, OCI_MANIFEST};
 use oci::platform::Platform;
-use oci::unpack::{Limits, Report, adopt_attributes};
+use oci::unpack::{Limits, Report, UnpackError, adopt_attributes};
 
 use crate::catalog::{Catalog, Held, LayerInfo, Order, StorageError};
 use crate::source::{BlobReader, FaultError, Source};
@@ -382,6 +382,17 @@ impl Pull<'_> {
                 self.catalog.discard(&temporary);
                 Err(match &error {
                     LayerError::Read(source) => self.named(from, FaultError::of(source)),
+                    // The limit was the room there is.
+                    LayerError::Unpack { source: UnpackError::Limit { limit, unit: "bytes" }, .. }
+                        if *limit == limits.bytes =>
+                    {
+                        let message = format!(
+                            "{}: layer {} needs more than the {limit} bytes free",
+                            self.name(from),
+                            expected.digest
+                        );
+                        Fault::new(Reason::DiskFull, message)
+                    }
                     error => Fault::new(error.reason(), format!("{}: {}", self.name(from), chain(error))),
                 })
             }

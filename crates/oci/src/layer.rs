@@ -25,10 +25,11 @@ use crate::unpack::{Limits, Owners, Report, UnpackError, unpack};
 
 /// Largest zstd window decoded: the default of the zstd program (`--long=27`).
 pub const MAX_ZSTD_WINDOW_LOG: u32 = 27;
-/// How much larger than its blob an archive may be, behind the first [`FREE_BYTES`]: deflate cannot exceed 1:1032.
-pub const MAX_RATIO: u64 = 1100;
-/// Decompressed bytes to which the ratio does not apply.
-pub const FREE_BYTES: u64 = 64 << 20;
+/// How much larger than its blob an archive may be, behind the first [`FREE_BYTES`]: programs and data stay below 20, text
+/// below 50, and only bombs come near what deflate can do (1:1032).
+pub const MAX_RATIO: u64 = 100;
+/// Decompressed bytes to which the ratio does not apply: files that were made large in advance.
+pub const FREE_BYTES: u64 = 256 << 20;
 
 /// Size and number of the buffers on the way to the unpacking thread.
 const CHUNK_BYTES: usize = 256 << 10;

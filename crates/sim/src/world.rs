@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 
 use model::id::AppId;
 use model::observed::Exit;
+use model::reason::{self, Reason};
 use node_agent::agent::ask::{Ask, HttpReply, Lane};
 use node_agent::agent::http::Done;
 use reconcile::Chance;
@@ -574,7 +575,10 @@ impl World {
         let done = match ask {
             Ask::ReadFlows => Done::Flows { batch: None, lost: None },
             Ask::ReadLogs => Done::Logs { batch: (self.chance.between(0, 3) == 0).then_some(self.now_ms) },
-            ask => Done::Http { ask, reply, why: String::new() },
+            ask => {
+                let silent = || reason::Fault::new(Reason::ControllerUnreachable, "no answer");
+                Done::Http { ask, result: reply.ok_or_else(silent) }
+            }
         };
         self.send_front(node, lane);
         let mut out = Vec::new();

@@ -2,13 +2,13 @@
 //! What an app is given: environment, user data, secrets, user, directory, limits. And what is told of one that fails.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use tests::command::{output, root, run};
 use tests::lab::Lab;
 use tests::progress::{step, wait_for};
 use tests::toolbox::sh as try_sh;
 
+use super::limits::{group_dir, has_v2};
 use super::{
     SOON, app, apply, document, network, on_device, pids, sh, toolbox_lab, wait_answer, wait_described,
     wait_state,
@@ -151,17 +151,8 @@ fn memory_holds(pid: u32, text: &str) -> bool {
 
 /// Value of a file of the app's control group, whichever version this machine has.
 fn limit(pid: u32, controller: &str, v1: &str, v2: &str) -> String {
-    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-    let path = |line: &str| line.splitn(3, ':').nth(2).unwrap().trim_start_matches('/').to_owned();
-    let mount = Path::new("/sys/fs/cgroup");
-    let is_v2 = mount.join("cgroup.controllers").exists();
-    let (dir, file): (PathBuf, &str) = if is_v2 {
-        (mount.join(path(groups.lines().find(|line| line.starts_with("0::")).unwrap())), v2)
-    } else {
-        let has = |line: &&str| line.split(':').nth(1).unwrap().split(',').any(|name| name == controller);
-        (mount.join(controller).join(path(groups.lines().find(has).unwrap())), v1)
-    };
-    run(root("cat").arg(dir.join(file))).unwrap().trim().to_owned()
+    let file = if has_v2() { v2 } else { v1 };
+    run(root("cat").arg(group_dir(pid, controller).join(file))).unwrap().trim().to_owned()
 }
 
 #[test]

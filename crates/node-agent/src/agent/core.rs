@@ -122,6 +122,8 @@ pub struct Core {
     /// Where answers are lost, one request lasts longer than the time between two reports: only one is under way.
     has_metrics_under_way: bool,
     told: Told,
+    /// Why the last request to the controller had no answer; nothing when it had one.
+    unreached: Option<Fault>,
 }
 
 impl Core {
@@ -162,6 +164,7 @@ impl Core {
             flow_batch: None,
             has_metrics_under_way: false,
             told: Told::new(disk.told_apps()),
+            unreached: None,
             identity,
             disk,
         }
@@ -236,12 +239,30 @@ impl Core {
                 self.flow_batch = batch;
                 self.flows(now, logs::Input::Read { batch: batch.map(|read| read.batch) }, fx);
             }
-            Done::Http { ask, reply, why } => {
-                if reply.is_none() {
-                    fx.log(LogSeverity::Debug, format!("no answer to {}: {why}", name(&ask)));
-                }
-                self.answered(now, ask, reply, fx);
+            Done::Http { ask, result } => {
+                self.reached(&ask, &result, fx);
+                self.answered(now, ask, result.ok(), fx);
                 self.compare_device(now, DEVICE_CHANGED, fx);
+            }
+        }
+    }
+
+    /// One line per change: whether the controller answers, and why not.
+    fn reached(&mut self, ask: &Ask, result: &Result<HttpReply, Fault>, fx: &mut dyn Effects) {
+        match result {
+            Ok(_) => {
+                if self.unreached.take().is_some() {
+                    fx.log(LogSeverity::Info, format!("the controller {} answers", self.identity.server));
+                }
+            }
+            Err(fault) => {
+                fx.log(LogSeverity::Debug, format!("no answer to {}: {fault}", name(ask)));
+                let is_of_controller =
+                    matches!(fault.reason, Reason::ControllerUntrusted | Reason::ControllerUnreachable);
+                if is_of_controller && self.unreached.as_ref() != Some(fault) {
+                    fx.log(LogSeverity::Warning, format!("{fault}; {}", fault.reason.next_step()));
+                    self.unreached = Some(fault.clone());
+                }
             }
         }
     }

@@ -53,11 +53,10 @@ pub trait Services: Send + Sync {
 /// The result of an [`Ask`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Done {
-    /// `reply`: `None` when none came, with the reason for the log in `why`.
     Http {
         ask: Ask,
-        reply: Option<HttpReply>,
-        why: String,
+        /// The answer, whatever it says, or why there is none.
+        result: Result<HttpReply, Fault>,
     },
     Logs {
         batch: Option<u64>,
@@ -139,7 +138,7 @@ impl Client {
         })
     }
 
-    fn send(&self, message: Message) -> Result<HttpReply, String> {
+    fn send(&self, message: Message) -> Result<HttpReply, Fault> {
         let body = self.wrap(&message)?;
         let began = Instant::now();
         match self.send_once(&message, &body) {
@@ -148,10 +147,10 @@ impl Client {
         }
     }
 
-    fn wrap(&self, message: &Message) -> Result<Vec<u8>, String> {
+    fn wrap(&self, message: &Message) -> Result<Vec<u8>, Fault> {
         let payload = message.payload.clone();
-        let sealed = match message.signer {
-            Signer::Nobody => return Ok(Vec::new()),
+        match message.signer {
+            Signer::Nobody => Ok(Vec::new()),
             Signer::Device => {
                 seal_device(payload, &self.device_hash, &Remote { client: self, is_device: true })
             }
@@ -159,14 +158,13 @@ impl Client {
                 let signer = Remote { client: self, is_device: false };
                 match (&self.identity.onboarding_cert_pem, &self.onboarding_hash) {
                     (Some(pem), Some(hash)) => seal_register(payload, pem.as_bytes(), hash, &signer),
-                    _ => return Err("no onboarding certificate".into()),
+                    _ => Err(Fault::new(Reason::Internal, "no onboarding certificate")),
                 }
             }
-        };
-        sealed.map_err(|fault| fault.to_string())
+        }
     }
 
-    fn send_once(&self, message: &Message, body: &[u8]) -> Result<HttpReply, String> {
+    fn send_once(&self, message: &Message, body: &[u8]) -> Result<HttpReply, Fault> {
         let url = format!("{}{}", self.base, message.path);
         let request_id = random_id().to_string();
         let result = if message.signer == Signer::Nobody {
@@ -178,14 +176,14 @@ impl Client {
             }
             request.content_type(MIME_PROTO).send(body)
         };
-        let mut response = result.map_err(|error| error.to_string())?;
+        let mut response = result.map_err(|error| self.fault_of(&error))?;
         let status = response.status().as_u16();
         let limited = response.body_mut().with_config().limit(MAX_RESPONSE_BYTES as u64);
-        let untrusted_body = limited.read_to_vec().map_err(|error| error.to_string())?;
+        let untrusted_body = limited.read_to_vec().map_err(|error| self.fault_of(&error))?;
         Ok(HttpReply { status, untrusted_body })
     }
 
-    fn post_flows(&self, device: DeviceId, report: &FlowReport) -> Result<HttpReply, String> {
+    fn post_flows(&self, device: DeviceId, report: &FlowReport) -> Result<HttpReply, Fault> {
         use eve_api::paths::{DeviceCall, Endpoint};
         let path = Endpoint::Device { device: &device.to_string(), call: DeviceCall::Flowlog }.to_string();
         let report = FlowReport { device: Some(device), ..report.clone() };
@@ -193,8 +191,32 @@ impl Client {
         self.send(Message { path, signer: Signer::Device, payload, headers: Vec::new() })
     }
 
+    /// Tells a certificate that is not trusted from a controller that cannot be reached.
+    fn fault_of(&self, error: &ureq::Error) -> Fault {
+        let tls = match error {
+            ureq::Error::Rustls(error) => Some(error),
+            ureq::Error::Io(error) => error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()),
+            _ => None,
+        };
+        let server = &self.identity.server;
+        match (tls, error) {
+            (Some(rustls::Error::InvalidCertificate(why)), _) => {
+                Fault::new(Reason::ControllerUntrusted, format!("{server}: certificate refused: {why}"))
+            }
+            (Some(error), _) => Fault::new(Reason::ControllerUnreachable, format!("{server}: {error}")),
+            (None, ureq::Error::Other(inner)) => {
+                Fault::new(Reason::ControllerUnreachable, format!("{server}: {inner}"))
+            }
+            // the library says so in a sentence about its manual
+            (None, ureq::Error::Io(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                Fault::new(Reason::ControllerUnreachable, format!("{server}: the connection broke off"))
+            }
+            (None, error) => Fault::new(Reason::ControllerUnreachable, format!("{server}: {error}")),
+        }
+    }
+
     /// Uploads one batch, in as many files as it needs.
-    fn post_logs(&self, device: DeviceId, version: &str, batch: &Batch) -> Result<HttpReply, String> {
+    fn post_logs(&self, device: DeviceId, version: &str, batch: &Batch) -> Result<HttpReply, Fault> {
         use eve_api::paths::{DeviceCall, Endpoint};
         let path = |call: DeviceCall<'_>| Endpoint::Device { device: &device.to_string(), call }.to_string();
         let (path, comment, name) = match &batch.app {
@@ -214,7 +236,7 @@ impl Client {
         let header = LogHeader { comment, name, created_s: u32::try_from(first).unwrap_or(0) };
         let entries: Vec<newlogs::LogEntry> = batch.entries.iter().map(log_entry).collect();
         let mut last = HttpReply { status: 200, untrusted_body: Vec::new() };
-        for file in pack(&header, &entries).map_err(|error| error.to_string())? {
+        for file in pack(&header, &entries).map_err(|error| own(error.to_string()))? {
             let message =
                 Message { path: path.clone(), signer: Signer::Device, payload: file, headers: Vec::new() };
             last = self.send(message)?;
@@ -224,6 +246,11 @@ impl Client {
         }
         Ok(last)
     }
+}
+
+/// A request that does not come so far as to be sent.
+fn own(what: impl Into<String>) -> Fault {
+    Fault::new(Reason::Internal, what)
 }
 
 /// Log files of at most the hard limit each: the half of what is too large, again.
@@ -357,7 +384,7 @@ fn work(client: &Client, asks: &Receiver<Ask>, post: &impl Fn(Done) -> bool) {
             Ask::PostLogs { device, batch: number, version } => {
                 match batch.as_ref().filter(|batch| batch.number == *number) {
                     Some(batch) => client.post_logs(*device, version, batch),
-                    None => Err("log batch is gone".into()),
+                    None => Err(own("the batch of logs is gone")),
                 }
             }
             Ask::ReadFlows => {
@@ -381,19 +408,15 @@ fn work(client: &Client, asks: &Receiver<Ask>, post: &impl Fn(Done) -> bool) {
             Ask::PostFlows { device, batch: number } => {
                 match flows.as_ref().filter(|(batch, _)| batch == number) {
                     Some((_, report)) => client.post_flows(*device, report),
-                    None => Err("flow report is gone".into()),
+                    None => Err(own("the flow report is gone")),
                 }
             }
             _ => match message(&ask, &client.identity) {
                 Some(message) => client.send(message),
-                None => Err("not a request to the controller".into()),
+                None => Err(own("not a request to the controller")),
             },
         };
-        let (reply, why) = match result {
-            Ok(reply) => (Some(reply), String::new()),
-            Err(why) => (None, why),
-        };
-        if !post(Done::Http { ask, reply, why }) {
+        if !post(Done::Http { ask, result }) {
             return;
         }
     }

@@ -21,11 +21,13 @@ use service::{ChannelEvent, Event, Service};
 const INIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two questions to an init that does not answer.
 const INIT_RETRY_MS: u64 = 1_000;
-/// Processes and threads of one app: enough for any server, and no fork bomb. One takes so much memory at least; a small
-/// app may have some nevertheless.
+/// Processes and threads of one app: enough for any server, and no fork bomb.
 const APP_PIDS_MAX: u32 = 8_192;
+/// What a small app may have nevertheless.
 const APP_PIDS_MIN: u32 = 256;
-const BYTES_PER_PID: u64 = 64 << 10;
+/// Memory that one more may be had for. The kernel alone takes a quarter of it for each, so that an app that forks without
+/// end is refused more processes before it is killed for memory.
+const BYTES_PER_PID: u64 = 256 << 10;
 /// Between two looks at the apps' use of the machine, unless the setting `metrics_s` says otherwise.
 const METRICS_S: u64 = 10;
 
@@ -264,4 +266,15 @@ fn shim_of(status: shim::ShimStatus) -> Shim {
         shim::ShimPhase::Failed(fault) => ShimPhase::Failed(fault),
     };
     Shim { instance: status.instance, start: status.start, phase, health: status.health }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pids_max;
+
+    #[test]
+    fn processes_are_limited_by_memory() {
+        let mib = |mib: u64| pids_max(mib << 20);
+        assert_eq!([mib(0), mib(1), mib(64), mib(128), mib(4096)], [8192, 256, 256, 512, 8192]);
+    }
 }

@@ -163,7 +163,14 @@ impl Rig {
     }
 
     fn answer(&mut self, ask: Ask, reply: Option<HttpReply>) {
-        self.core.done(now(self.ms), Done::Http { ask, reply, why: String::new() }, &mut self.fake);
+        self.core.done(
+            now(self.ms),
+            Done::Http {
+                ask,
+                result: reply.ok_or_else(|| Fault::new(Reason::ControllerUnreachable, "silent")),
+            },
+            &mut self.fake,
+        );
     }
 
     /// Answers everything but config requests as a good controller does, and returns those.
