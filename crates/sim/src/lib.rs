@@ -96,6 +96,8 @@ pub enum Fact {
     /// The node knows that it did.
     InfoDelivered {
         key: String,
+        incarnation: u64,
+        number: u64,
         payload: Vec<u8>,
     },
     /// Time passes.

@@ -567,9 +567,12 @@ impl World {
             return Ok(());
         };
         let delivered = match &ask {
-            Ask::Info { key, payload, .. } if is_kept => {
-                Some(Fact::InfoDelivered { key: key.clone(), payload: payload.clone() })
-            }
+            Ask::Info { key, number, payload, .. } if is_kept => Some(Fact::InfoDelivered {
+                key: key.clone(),
+                incarnation,
+                number: *number,
+                payload: payload.clone(),
+            }),
             _ => None,
         };
         let done = match ask {

@@ -120,7 +120,12 @@ impl World<'_> {
                 RunState::Running { .. } | RunState::Stopping if stale => SwState::Restarting,
                 RunState::Delayed { .. } => SwState::StartDelayed,
                 RunState::Starting => SwState::Booting,
-                RunState::Running { .. } if self.purges(app) => SwState::Purging,
+                RunState::Running { .. } if self.purges(app) => {
+                    // Why the new volumes are not there yet.
+                    let volumes = app.volumes.iter().filter_map(|used| self.config.volume(used.key));
+                    faults.extend(volumes.filter_map(|volume| self.volume_progress(volume).1));
+                    SwState::Purging
+                }
                 RunState::Running { .. } => match &seen.health {
                     // Its probe has not been answered yet.
                     Some(Health::Unknown) => SwState::Booting,

@@ -21,6 +21,11 @@ fn config(fact: &Fact) -> Option<DeviceConfig> {
     }
 }
 
+/// On a full disk a config is in force before it is saved, so that one that makes room can come.
+fn is_kept(world: &World, node: usize) -> bool {
+    !world.nodes[node].machine.disk.is_full.get()
+}
+
 /// Timestamps of configs, generations of volumes, instances and counters of apps only rise.
 #[derive(Debug, Default)]
 pub(super) struct NeverBack {
@@ -47,8 +52,8 @@ impl Checker for NeverBack {
         "generations never go back"
     }
 
-    fn see(&mut self, _: &World, node: usize, fact: &Fact) -> Result<(), String> {
-        if let Some(config) = config(fact) {
+    fn see(&mut self, world: &World, node: usize, fact: &Fact) -> Result<(), String> {
+        if let Some(config) = config(fact).filter(|_| is_kept(world, node)) {
             rises("the timestamp of the config", &mut self.timestamps, node, config.timestamp)?;
             for volume in &config.volumes {
                 let (id, generation) = (volume.key.id, volume.key.generation);
@@ -126,7 +131,7 @@ impl Checker for Acknowledged {
                 }
             }
             Fact::Put { .. } => {
-                if let Some(config) = config(fact) {
+                if let Some(config) = config(fact).filter(|_| is_kept(world, node)) {
                     self.missing_since.remove(&node);
                     self.devices.insert(node, config.id);
                     let before = self.configs.insert(node, config.timestamp);

@@ -23,7 +23,7 @@ struct Object {
     newest: (u64, u64),
     arrived: Vec<u8>,
     /// The newest of which the node knows that it arrived.
-    delivered: Vec<u8>,
+    delivered: ((u64, u64), Vec<u8>),
 }
 
 impl Checker for OnceInOrder {
@@ -41,8 +41,8 @@ impl Checker for OnceInOrder {
                 }
                 // Without a clock two reports of the same state are the same bytes.
                 let has_time = eve_api::parse::info(payload).is_ok_and(|message| message.at.is_some());
-                let is_again = turn == object.newest || has_time;
-                if is_again && !object.delivered.is_empty() && object.delivered == *payload {
+                let is_same = has_time && !object.delivered.1.is_empty() && object.delivered.1 == *payload;
+                if turn == object.delivered.0 || is_same {
                     return Err(format!("a message about {key} came again after it was delivered"));
                 }
                 if turn == object.newest && object.arrived != *payload {
@@ -52,9 +52,9 @@ impl Checker for OnceInOrder {
                 object.arrived.clone_from(payload);
                 Ok(())
             }
-            Fact::InfoDelivered { key, payload } => {
+            Fact::InfoDelivered { key, incarnation, number, payload } => {
                 let object = self.objects.entry((node, key.clone())).or_default();
-                object.delivered.clone_from(payload);
+                object.delivered = ((*incarnation, *number), payload.clone());
                 Ok(())
             }
             _ => Ok(()),

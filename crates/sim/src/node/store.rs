@@ -226,6 +226,9 @@ impl Store {
             }
             Step::DropVolume(key) => {
                 self.may_have_garbage = true;
+                if !cx.effect() {
+                    return;
+                }
                 // Said before: the record is gone with the first of the two effects.
                 cx.out.push(Out::Fact(Fact::VolumeDropped { key }));
                 if erase(&self.files, VOLUMES, &key.to_string()).is_ok() {
@@ -233,6 +236,9 @@ impl Store {
                 }
             }
             Step::Sweep => {
+                if !cx.effect() {
+                    return;
+                }
                 self.may_have_garbage = false;
                 let held = self.held.values().filter_map(|record| match &record.held {
                     Held::Image(image) => Some(image),
