@@ -107,6 +107,9 @@ struct Done {
 }
 
 fn busybox() -> PathBuf {
+    if let Some(path) = std::env::var_os("SELVEDGE_BUSYBOX") {
+        return PathBuf::from(path);
+    }
     ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from).into_iter().find(|path| path.exists()).unwrap()
 }
 

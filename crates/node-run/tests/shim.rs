@@ -157,8 +157,10 @@ fn make_store(store: &Path) {
     for sub in ["bin", "etc"] {
         fs::create_dir_all(layer.join(sub)).unwrap();
     }
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
-    fs::copy(busybox.unwrap(), layer.join("bin/busybox")).unwrap();
+    let busybox = std::env::var_os("SELVEDGE_BUSYBOX").map(PathBuf::from);
+    let installed =
+        || ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from).into_iter().find(|path| path.exists());
+    fs::copy(busybox.or_else(installed).unwrap(), layer.join("bin/busybox")).unwrap();
     for applet in ["sh", "cat", "echo", "sleep", "env", "dd"] {
         symlink("busybox", layer.join("bin").join(applet)).unwrap();
     }

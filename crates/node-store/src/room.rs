@@ -4,7 +4,8 @@
 //! Where the file system has project quotas the kernel holds every volume to its size and this finds nothing to do. Where
 //! it has none a volume is measured, and one that holds more than its size gets a fault that stops its apps. In both cases
 //! the last [`RESERVE_BYTES`] of the disk are the node's own: when they are touched, the volume that grew most is stopped,
-//! so that what one app writes never keeps the node or another app from working.
+//! so that what one app writes never keeps the node or another app from working. A volume that holds less than what is
+//! missing is spared: then it was not the apps who filled the disk.
 //!
 //! Nothing is deleted. A volume is free again when it is purged or its size is raised; one that was stopped for the disk
 //! also when there is room again.
@@ -81,8 +82,10 @@ impl Judge {
         if disk.free_bytes >= disk.reserve_bytes() || now < self.next_stop_at {
             return;
         }
+        // Stopping one that holds less than what is missing helps nobody: then others filled the disk, and apps run on.
+        let missing = disk.reserve_bytes() - disk.free_bytes;
         let running =
-            sizes.iter().filter(|(key, size)| size.used_bytes > 0 && !self.faults.contains_key(key));
+            sizes.iter().filter(|(key, size)| size.used_bytes >= missing && !self.faults.contains_key(key));
         let grew = |size: &Size| size.used_bytes.saturating_sub(size.before_bytes);
         let Some((key, size)) = running.max_by_key(|(_, size)| (grew(size), size.used_bytes)) else { return };
         let message = format!(
@@ -166,6 +169,16 @@ mod tests {
         assert!(judge.fault(key(1)).is_some());
         judge.judge(MonoMs(41_000), disk(2 * RESERVE_BYTES), &sizes);
         assert_eq!(reasons(&judge, &sizes), [None, None, None]);
+    }
+
+    #[test]
+    fn a_disk_that_others_filled_stops_no_app() {
+        let mut judge = Judge::default();
+        let sizes = BTreeMap::from([(key(1), size(1 << 20, 0, 0)), (key(2), size(1 << 10, 1 << 10, 0))]);
+        judge.judge(MonoMs(0), disk(0), &sizes);
+        assert_eq!(reasons(&judge, &sizes), [None, None]);
+        judge.judge(MonoMs(1), disk(RESERVE_BYTES - (1 << 20)), &sizes);
+        assert_eq!(reasons(&judge, &sizes), [Some(Reason::DiskFull), None]);
     }
 
     #[test]
