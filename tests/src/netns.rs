@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A network namespace for a hosted node, joined to the host by one veth pair.
 
+use std::os::fd::AsFd as _;
+
 use anyhow::Context as _;
 
 use crate::command::{output, root, run};
@@ -60,6 +62,21 @@ impl Netns {
     /// Linux name of the host's end.
     pub fn host_link(&self) -> &str {
         &self.host_link
+    }
+
+    /// Runs something inside, on a thread of its own.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
+        let namespace = std::fs::File::open(format!("/run/netns/{}", self.name))?;
+        let joined = std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+                rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)?;
+                Ok::<T, rustix::io::Errno>(work())
+            });
+            thread.join()
+        });
+        let done = joined.map_err(|_| anyhow::anyhow!("the work inside {} broke", self.name))?;
+        done.with_context(|| format!("cannot enter {}", self.name))
     }
 
     fn remove(&self) {

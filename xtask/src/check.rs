@@ -54,6 +54,27 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
         ],
     ),
     ("tests", &["model", "ipc"]),
+    ("attacker", &["model", "ipc", "service", "node-run"]),
+    (
+        "fuzz",
+        &[
+            "model",
+            "trust",
+            "eve-api",
+            "oci",
+            "ipc",
+            "service",
+            "node-core",
+            "controller-core",
+            "node-base",
+            "node-agent",
+            "node-vault",
+            "node-net",
+            "node-store",
+            "node-run",
+            "controller",
+        ],
+    ),
     ("xtask", &["ipc", "tests"]),
 ];
 

@@ -99,9 +99,19 @@ fn build_products() -> anyhow::Result<()> {
         "xtask",
         "--exclude",
         "tests",
+        "--exclude",
+        "attacker",
+        "--exclude",
+        "fuzz",
         // Played devices for the tests of the controller.
         "--example",
         "device_reports",
     ]);
     tests::command::show(&mut command)
+}
+
+/// Builds the program that stands in place of services and apps; beside those of the product, and not one of them.
+fn build_attacker() -> anyhow::Result<()> {
+    let mut command = cargo()?;
+    tests::command::show(command.args(["build", "--release", "--quiet", "--package", "attacker"]))
 }

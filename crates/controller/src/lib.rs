@@ -35,5 +35,7 @@ mod store;
 pub mod telemetry;
 #[cfg(test)]
 mod tests;
+#[doc(hidden)]
+pub mod untrusted;
 
 pub use serve::{Options, ServeError, serve};

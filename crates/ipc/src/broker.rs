@@ -4,8 +4,9 @@
 //!
 //! One writer per topic. A writer that connects again opens a new epoch of its topics: old values stand until it says
 //! synced, then those it has not published again go. A reader that connects again gets a snapshot. A slow reader is
-//! told the newest value of a key once, however often it changed: memory is bounded by the number of keys. Values are
-//! frames as the writer sent them and are passed on unread. Never: I/O, clocks, persistence.
+//! told the newest value of a key once, however often it changed, and nothing of a key that came and went while it was
+//! slow: memory is bounded by the number of keys that stand or that it knows. Values are frames as the writer sent them
+//! and are passed on unread. Never: I/O, clocks, persistence.
 //!
 //! ```text
 //! topic  ─ put ─▶ standing ─ writer connects ─▶ standing, of an older epoch ─ put ─▶ standing
@@ -15,10 +16,11 @@
 //! Synced reaches a reader after every key that stood when it was said: a reader that has it has seen everything.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{MAX_KEY_BYTES, MAX_TOPIC_BYTES, MAX_TOPIC_KEYS};
+use crate::limits::{KEY_COST_BYTES, MAX_KEY_BYTES, MAX_TOPIC_KEYS, MAX_WRITER_BYTES};
 use crate::outbox::Outbox;
 
 /// Frames between a process and the bus, the same in both directions.
@@ -71,8 +73,8 @@ pub enum Refusal {
     KeyTooLong { topic: String },
     #[error("{topic} has {MAX_TOPIC_KEYS} keys already")]
     TooManyKeys { topic: String },
-    #[error("the values of {topic} are over {MAX_TOPIC_BYTES} bytes")]
-    TooManyBytes { topic: String },
+    #[error("with this value of {topic} all that {client} keeps here is over {MAX_WRITER_BYTES} bytes")]
+    TooManyBytes { client: String, topic: String },
 }
 
 /// The rules: who writes and reads a topic.
@@ -100,14 +102,16 @@ impl Rules {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Item {
-    Key(String, String),
-    Synced(String),
+    Key(Arc<str>, Arc<str>),
+    Synced(Arc<str>),
 }
 
 #[derive(Debug, Default)]
 struct Client {
     topics: BTreeSet<String>,
     outbox: Outbox<Item>,
+    /// Keys it has been told of and not told the end of.
+    known: BTreeSet<Item>,
 }
 
 #[derive(Debug)]
@@ -119,15 +123,16 @@ struct Standing<V> {
 
 #[derive(Debug)]
 struct TopicState<V> {
-    values: BTreeMap<String, Standing<V>>,
+    name: Arc<str>,
+    values: BTreeMap<Arc<str>, Standing<V>>,
     bytes: usize,
     epoch: u64,
     is_synced: bool,
 }
 
-impl<V> Default for TopicState<V> {
-    fn default() -> Self {
-        TopicState { values: BTreeMap::new(), bytes: 0, epoch: 0, is_synced: false }
+impl<V> TopicState<V> {
+    fn new(name: &str) -> Self {
+        TopicState { name: name.into(), values: BTreeMap::new(), bytes: 0, epoch: 0, is_synced: false }
     }
 }
 
@@ -141,7 +146,7 @@ pub struct Broker<V> {
 
 impl<V: Clone + PartialEq> Broker<V> {
     pub fn new(rules: Rules) -> Broker<V> {
-        let topics = rules.writers.keys().map(|topic| (topic.clone(), TopicState::default()));
+        let topics = rules.writers.keys().map(|topic| (topic.clone(), TopicState::new(topic)));
         Broker { topics: topics.collect(), clients: BTreeMap::new(), rules }
     }
 
@@ -171,15 +176,15 @@ impl<V: Clone + PartialEq> Broker<V> {
             self.clients.get_mut(client).ok_or_else(|| Refusal::NotConnected { client: client.into() })?;
         reader.topics.insert(topic.to_string());
         for key in state.values.keys() {
-            reader.outbox.push(Item::Key(topic.into(), key.clone()));
+            reader.outbox.push(Item::Key(state.name.clone(), key.clone()));
         }
         if state.is_synced {
-            reader.outbox.push_last(Item::Synced(topic.into()));
+            reader.outbox.push_last(Item::Synced(state.name.clone()));
         }
         Ok(())
     }
 
-    /// `bytes` is what the value costs to keep.
+    /// `bytes` is what the value costs to keep; its key is added to that.
     pub fn put(
         &mut self,
         client: &str,
@@ -188,32 +193,37 @@ impl<V: Clone + PartialEq> Broker<V> {
         value: V,
         bytes: usize,
     ) -> Result<(), Refusal> {
+        let kept = self.kept_bytes(client);
         let state = Self::writable(&self.rules, &mut self.topics, &self.clients, client, topic)?;
         if key.len() > MAX_KEY_BYTES {
             return Err(Refusal::KeyTooLong { topic: topic.into() });
         }
-        let old = state.values.get(key);
+        let old = state.values.get_key_value(key);
         if old.is_none() && state.values.len() >= MAX_TOPIC_KEYS {
             return Err(Refusal::TooManyKeys { topic: topic.into() });
         }
-        let total = state.bytes - old.map_or(0, |old| old.bytes) + bytes;
-        if total > MAX_TOPIC_BYTES {
-            return Err(Refusal::TooManyBytes { topic: topic.into() });
+        let bytes = bytes.saturating_add(key.len() + KEY_COST_BYTES);
+        let old_bytes = old.map_or(0, |(_, old)| old.bytes);
+        if (kept - old_bytes).saturating_add(bytes) > MAX_WRITER_BYTES {
+            return Err(Refusal::TooManyBytes { client: client.into(), topic: topic.into() });
         }
-        let is_news = old.is_none_or(|old| old.value != value);
-        state.bytes = total;
-        state.values.insert(key.into(), Standing { value, bytes, epoch: state.epoch });
+        let is_news = old.is_none_or(|(_, old)| old.value != value);
+        let key: Arc<str> = old.map_or_else(|| key.into(), |(key, _)| key.clone());
+        state.bytes = state.bytes - old_bytes + bytes;
+        state.values.insert(key.clone(), Standing { value, bytes, epoch: state.epoch });
         if is_news {
-            self.tell(topic, Item::Key(topic.into(), key.into()));
+            let item = Item::Key(state.name.clone(), key);
+            self.tell(topic, item);
         }
         Ok(())
     }
 
     pub fn remove(&mut self, client: &str, topic: &str, key: &str) -> Result<(), Refusal> {
         let state = Self::writable(&self.rules, &mut self.topics, &self.clients, client, topic)?;
-        if let Some(old) = state.values.remove(key) {
+        if let Some((key, old)) = state.values.remove_entry(key) {
             state.bytes -= old.bytes;
-            self.tell(topic, Item::Key(topic.into(), key.into()));
+            let item = Item::Key(state.name.clone(), key);
+            self.tell_gone(topic, item);
         }
         Ok(())
     }
@@ -221,19 +231,19 @@ impl<V: Clone + PartialEq> Broker<V> {
     /// All keys of the writer stand; those of older epochs go.
     pub fn synced(&mut self, client: &str, topic: &str) -> Result<(), Refusal> {
         let state = Self::writable(&self.rules, &mut self.topics, &self.clients, client, topic)?;
-        let epoch = state.epoch;
+        let (epoch, name) = (state.epoch, state.name.clone());
         let (stand, go) = std::mem::take(&mut state.values)
             .into_iter()
-            .partition::<BTreeMap<_, _>, _>(|(_, standing)| standing.epoch == epoch);
+            .partition::<BTreeMap<_, Standing<V>>, _>(|(_, standing)| standing.epoch == epoch);
         state.bytes = stand.values().map(|standing| standing.bytes).sum();
         state.values = stand;
         state.is_synced = true;
         for (key, _) in go {
-            self.tell(topic, Item::Key(topic.into(), key));
+            self.tell_gone(topic, Item::Key(name.clone(), key));
         }
         for reader in self.clients.values_mut() {
             if reader.topics.contains(topic) {
-                reader.outbox.push_last(Item::Synced(topic.into()));
+                reader.outbox.push_last(Item::Synced(name.clone()));
             }
         }
         Ok(())
@@ -242,19 +252,51 @@ impl<V: Clone + PartialEq> Broker<V> {
     /// What to send to this client next. Stays until [`Broker::sent`].
     pub fn front(&self, client: &str) -> Option<Notice<V>> {
         Some(match self.clients.get(client)?.outbox.front()? {
-            Item::Synced(topic) => Notice::Synced { topic: topic.clone() },
-            Item::Key(topic, key) => match self.topics.get(topic).and_then(|state| state.values.get(key)) {
+            Item::Synced(topic) => Notice::Synced { topic: topic.to_string() },
+            Item::Key(topic, key) => match self.value(topic, key) {
                 Some(standing) => Notice::Put(standing.value.clone()),
-                None => Notice::Remove { topic: topic.clone(), key: key.clone() },
+                None => Notice::Remove { topic: topic.to_string(), key: key.to_string() },
             },
         })
     }
 
+    fn value(&self, topic: &str, key: &str) -> Option<&Standing<V>> {
+        self.topics.get(topic)?.values.get(key)
+    }
+
     /// The front was sent.
     pub fn sent(&mut self, client: &str) {
-        if let Some(client) = self.clients.get_mut(client) {
-            client.outbox.pop();
+        let Some(item) = self.clients.get_mut(client).and_then(|client| client.outbox.pop()) else { return };
+        let stands = match &item {
+            Item::Key(topic, key) => self.value(topic, key).is_some(),
+            Item::Synced(_) => return,
+        };
+        let Some(client) = self.clients.get_mut(client) else { return };
+        if stands {
+            client.known.insert(item);
+        } else {
+            client.known.remove(&item);
         }
+    }
+
+    /// Notices that wait for this client.
+    pub fn queued(&self, client: &str) -> usize {
+        self.clients.get(client).map_or(0, |client| client.outbox.len())
+    }
+
+    /// What stands in a topic.
+    pub fn standing(&self, topic: &str) -> impl Iterator<Item = (&str, &V)> {
+        let values = self.topics.get(topic).into_iter().flat_map(|state| &state.values);
+        values.map(|(key, standing)| (&**key, &standing.value))
+    }
+
+    /// What all topics of a writer cost.
+    fn kept_bytes(&self, client: &str) -> usize {
+        let own = self
+            .topics
+            .iter()
+            .filter(|(topic, _)| self.rules.writers.get(*topic).is_some_and(|writer| writer == client));
+        own.map(|(_, state)| state.bytes).sum()
     }
 
     /// Clients that something is to be sent to.
@@ -284,6 +326,20 @@ impl<V: Clone + PartialEq> Broker<V> {
         for reader in self.clients.values_mut() {
             if reader.topics.contains(topic) {
                 reader.outbox.push(item.clone());
+            }
+        }
+    }
+
+    /// Who never heard of the key need not hear of its end.
+    fn tell_gone(&mut self, topic: &str, item: Item) {
+        for reader in self.clients.values_mut() {
+            if !reader.topics.contains(topic) {
+                continue;
+            }
+            if reader.known.contains(&item) {
+                reader.outbox.push(item.clone());
+            } else {
+                reader.outbox.remove(&item);
             }
         }
     }

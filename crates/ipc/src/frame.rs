@@ -19,7 +19,7 @@ use rustix::net::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::limits::{MAX_FRAME_FDS, MAX_INLINE_BYTES, MAX_VALUE_BYTES};
+use crate::limits::{MAX_FRAME_FDS, MAX_INLINE_BYTES, MAX_VALUE_BYTES, MEMFD_COST_BYTES};
 
 const TAG_INLINE: u8 = 0;
 const TAG_MEMFD: u8 = 1;
@@ -91,6 +91,14 @@ impl Payload {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// What it costs to keep: the pages of a memfd are its writer's.
+    pub fn cost_bytes(&self) -> usize {
+        match self {
+            Payload::Inline(bytes) => bytes.len(),
+            Payload::Memfd { .. } => MEMFD_COST_BYTES,
+        }
     }
 }
 
@@ -278,6 +286,12 @@ impl Channel {
             rustix::net::recv(&self.fd, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT),
             Ok((_, 0)) | Err(Errno::CONNRESET)
         )
+    }
+
+    /// Ends it for both sides, whoever else holds an end.
+    pub fn shut(&self) {
+        // One that is closed already needs no end.
+        let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
     }
 
     /// Waits until the channel can be read or written, at most to the deadline.

@@ -17,8 +17,13 @@ pub const MAX_VALUE_BYTES: usize = 8 * 1024 * 1024;
 pub const MAX_FRAME_FDS: usize = 16;
 /// Keys of one topic: apps and volumes of the largest device stay far below it.
 pub const MAX_TOPIC_KEYS: usize = 4096;
-/// Bytes of all values of one topic, so that one writer cannot use up the memory of the bus.
-pub const MAX_TOPIC_BYTES: usize = 32 * 1024 * 1024;
+/// What all topics of one writer may cost the bus: ten of them fill most of the memory its manifest gives it, so that a
+/// writer that went mad cannot take the bus from the others.
+pub const MAX_WRITER_BYTES: usize = 8 * 1024 * 1024;
+/// What a key costs besides its letters and its value.
+pub const KEY_COST_BYTES: usize = 256;
+/// What a large value costs the bus: its pages are its writer's, but the bus has 4,096 descriptors for all.
+pub const MEMFD_COST_BYTES: usize = 64 * 1024;
 /// Bytes of a key.
 pub const MAX_KEY_BYTES: usize = 256;
 /// Bytes of one log line; longer ones are cut and say so.

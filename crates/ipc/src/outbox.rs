@@ -38,6 +38,13 @@ impl<T: Ord + Clone> Outbox<T> {
         self.push(item);
     }
 
+    /// Takes the item out wherever it waits.
+    pub fn remove(&mut self, item: &T) {
+        if let Some(turn) = self.turns.remove(item) {
+            self.by_turn.remove(&turn);
+        }
+    }
+
     pub fn front(&self) -> Option<&T> {
         self.by_turn.first_key_value().map(|(_, item)| item)
     }

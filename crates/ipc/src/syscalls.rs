@@ -64,16 +64,17 @@ const BASE: &[&str] = &[
     "set_robust_list",
     "shutdown",
     "sigaltstack",
-    "socketpair",
     "sysinfo",
     "tgkill",
     "uname",
     "write",
     "writev",
     "adjtimex",
-    // Guarded by arguments: only what the runtime needs (thread names; is it a terminal, non-blocking).
+    // Guarded by arguments: only what the runtime needs (thread names; is it a terminal, non-blocking), and pairs whose
+    // ends cannot speak to anyone else, as those of datagram sockets could.
     "ioctl.base",
     "prctl.base",
+    "socketpair.stream",
 ];
 
 /// Worker threads; no new namespace.
@@ -94,9 +95,21 @@ const THREAD: &[&str] = &[
     "timerfd_settime",
 ];
 
-/// Sockets of its own, for processes in the network of the node.
-const NET: &[&str] =
-    &["accept4", "bind", "connect", "getpeername", "listen", "recvmmsg", "sendmmsg", "setsockopt", "socket"];
+/// Sockets of its own, for processes in the network of the node: TCP and UDP and no other family.
+const NET: &[&str] = &[
+    "accept4",
+    "bind",
+    "connect",
+    "getpeername",
+    "listen",
+    "recvmmsg",
+    "sendmmsg",
+    "setsockopt",
+    "socket.inet",
+];
+
+/// Speaking with the kernel about links, routes and packet rules; with [`NET`].
+const NETLINK: &[&str] = &["socket.netlink"];
 
 /// Files below what landlock and the mounts leave.
 const FS: &[&str] = &[
@@ -148,7 +161,8 @@ const FS: &[&str] = &[
 ];
 
 /// Group and its calls.
-pub const GROUPS: &[(&str, &[&str])] = &[("base", BASE), ("thread", THREAD), ("net", NET), ("fs", FS)];
+pub const GROUPS: &[(&str, &[&str])] =
+    &[("base", BASE), ("thread", THREAD), ("net", NET), ("netlink", NETLINK), ("fs", FS)];
 
 /// What a manifest may name besides the groups.
 const EXTRA: &[&str] = &[

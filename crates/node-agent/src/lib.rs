@@ -6,3 +6,5 @@
 pub mod agent;
 pub mod fetch;
 pub mod resolve;
+#[doc(hidden)]
+pub mod untrusted;

@@ -143,6 +143,19 @@ impl Answer {
     }
 }
 
+/// Addresses in a server's answer to a question for `host`; `None`: it is no answer to it.
+pub(crate) fn read_answer(host: &str, untrusted_message: &[u8]) -> Option<Vec<IpAddr>> {
+    let mut name = Name::from_ascii(host).ok()?;
+    name.set_fqdn(true);
+    let message = Message::from_vec(untrusted_message).ok()?;
+    [RecordType::A, RecordType::AAAA].into_iter().find_map(|kind| {
+        match Answer::of(&message, message.id(), &name, kind)? {
+            Answer::Addresses(addresses) => Some(addresses),
+            Answer::NoSuchName => Some(Vec::new()),
+        }
+    })
+}
+
 fn question(name: &Name, kind: RecordType) -> io::Result<(u16, Vec<u8>)> {
     let mut id = [0; 2];
     rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())?;

@@ -75,7 +75,7 @@ impl Bus {
         match postcard::from_bytes(&bytes).map_err(FrameError::from)? {
             BusFrame::Subscribe { topic } => self.broker.subscribe(client, topic)?,
             BusFrame::Put { topic, key, .. } => {
-                self.broker.put(client, topic, key, payload.clone(), payload.len())?;
+                self.broker.put(client, topic, key, payload.clone(), payload.cost_bytes())?;
             }
             BusFrame::Remove { topic, key } => self.broker.remove(client, topic, key)?,
             BusFrame::Synced { topic } => self.broker.synced(client, topic)?,

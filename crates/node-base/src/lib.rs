@@ -6,3 +6,5 @@
 pub mod bus;
 pub mod log;
 pub mod planner;
+#[doc(hidden)]
+pub mod untrusted;

@@ -5,7 +5,7 @@
 //! service's name, `init`, or `shim/<app id>`. Services share one ring, each app has its own; the largest ring pays
 //! when the quota is used up, so a noisy app loses its own lines and nobody else's.
 
-mod ring;
+pub(crate) mod ring;
 mod shelf;
 
 use std::collections::BTreeMap;
@@ -16,6 +16,7 @@ use std::time::Duration;
 use ipc::boot::{LogFrame, LogOrigin};
 use ipc::calls::{Log, LogRequest};
 use ipc::frame::{Channel, FrameError};
+use ipc::limits::MAX_LOG_LINE_BYTES;
 use model::id::AppId;
 use model::log::LogSeverity;
 use service::log::human_line;
@@ -141,7 +142,8 @@ impl Logs {
             let content = format!("{} lines of {source} were lost", frame.lost);
             self.write(Stream::Device, "log", LogSeverity::Warning, content);
         }
-        let line = Line { severity: frame.severity, at: frame.at, source, content: frame.content };
+        let content = cut(frame.content);
+        let line = Line { severity: frame.severity, at: frame.at, source, content };
         // init shows its own: they are there when this process is not.
         if key != "init" {
             self.show(&line);
@@ -175,6 +177,26 @@ impl Logs {
     }
 }
 
+/// A process that keeps to the rules cuts its own lines; one that was taken over does not.
+fn cut(mut content: String) -> String {
+    if content.len() > MAX_LOG_LINE_BYTES {
+        content.truncate(content.floor_char_boundary(MAX_LOG_LINE_BYTES));
+    }
+    content
+}
+
 fn app_of(key: &str) -> Option<AppId> {
     key.strip_prefix("shim/")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_over_the_limit_is_cut_between_letters() {
+        assert_eq!(cut("short".into()), "short");
+        let long = cut("ä".repeat(MAX_LOG_LINE_BYTES));
+        assert!(long.len() <= MAX_LOG_LINE_BYTES && long.chars().all(|c| c == 'ä'));
+    }
 }

@@ -4,7 +4,7 @@
 //! Owns no decision and no effect but one file: what the planner must not forget. It is on disk before anything that
 //! follows from it is published. Nothing is decided before every input is synced: absent is not deleted.
 
-mod state;
+pub(crate) mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
 

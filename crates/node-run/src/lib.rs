@@ -11,4 +11,6 @@ pub mod output;
 pub mod quota;
 pub mod run;
 pub mod shim;
+#[doc(hidden)]
+pub mod untrusted;
 pub mod userdata;

@@ -223,7 +223,9 @@ impl Catalog {
         let catalog =
             Catalog { root: root.into(), owners, state: Mutex::default(), next_number: AtomicU64::new(0) };
         let numbers = list(&root.join("trash"))?.into_iter().filter_map(|(name, _)| name.parse::<u64>().ok());
-        catalog.next_number.store(numbers.max().map_or(0, |last| last.saturating_add(1)), Ordering::Relaxed);
+        // No number we gave was ever that high; going on from there would come back to names that are taken.
+        let last = numbers.filter(|number| *number < u64::MAX / 2).max();
+        catalog.next_number.store(last.map_or(0, |last| last + 1), Ordering::Relaxed);
         for (_, path) in list(&root.join("tmp"))? {
             catalog.put_aside(&path)?;
         }

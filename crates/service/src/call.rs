@@ -125,6 +125,11 @@ impl IncomingCall {
     /// Answers. An error means that the asker is gone; it asks again if it still wants to know.
     pub fn reply<C: Call>(self, reply: &C::Reply, fds: &[BorrowedFd<'_>]) -> Result<(), FrameError> {
         let body = postcard::to_allocvec(reply)?;
-        self.channel.send(&CallFrame { id: self.id, body: body.into() }, fds, REPLY_TIMEOUT)
+        let sent = self.channel.send(&CallFrame { id: self.id, body: body.into() }, fds, REPLY_TIMEOUT);
+        if matches!(sent, Err(FrameError::TimedOut)) {
+            // Someone who asks without end and never takes an answer: others must not wait for him a second time.
+            self.channel.shut();
+        }
+        sent
     }
 }

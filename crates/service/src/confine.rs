@@ -37,6 +37,12 @@ const CLONE_NAMESPACES: u64 = (libc::CLONE_NEWNS
 
 /// What the runtime asks of any descriptor: terminal or not, non-blocking, bytes waiting.
 const IOCTLS: [u64; 4] = [libc::TCGETS, libc::FIONBIO, libc::FIOCLEX, libc::FIONREAD];
+/// Where the type of a socket stands beside its flags.
+const SOCKET_TYPE: u64 = 0xf;
+/// Nothing, TCP or UDP: other protocols of these families are rarely used kernel code.
+const INET_PROTOCOLS: [u64; 3] = [0, libc::IPPROTO_TCP as u64, libc::IPPROTO_UDP as u64];
+/// Links and routes; packet rules.
+const NETLINK_PROTOCOLS: [u64; 2] = [libc::NETLINK_ROUTE as u64, libc::NETLINK_NETFILTER as u64];
 /// Names of threads and of anonymous memory.
 const PRCTLS: [u64; 3] = [libc::PR_SET_NAME as u64, libc::PR_GET_NAME as u64, libc::PR_SET_VMA as u64];
 
@@ -53,7 +59,9 @@ pub enum ConfineError {
     Processor,
 }
 
-pub(crate) fn confine(manifest: &Manifest) -> Result<(), ConfineError> {
+/// Confines the calling process, of one thread, to what the manifest says, for ever. [`crate::Service::start`] does it
+/// with the manifest init sent; on its own it serves tests of confinement.
+pub fn confine(manifest: &Manifest) -> Result<(), ConfineError> {
     if manifest.is_exempt() {
         return Ok(());
     }
@@ -92,18 +100,27 @@ fn filters(manifest: &Manifest) -> Result<[BpfProgram; 3], ConfineError> {
     let allowed = manifest.allowed_syscalls();
     let mut allow = Rules::new();
     for name in &allowed {
+        // A call that is allowed as a whole needs no guard.
+        if name.split_once('.').is_some_and(|(whole, _)| allowed.contains(whole)) {
+            continue;
+        }
         let (name, rules) = match *name {
-            "ioctl.base" if allowed.contains("ioctl") => continue,
-            "prctl.base" if allowed.contains("prctl") => continue,
-            "clone.thread" if allowed.contains("clone") => continue,
             "ioctl.base" => ("ioctl", one_of(1, &IOCTLS)?),
             "prctl.base" => ("prctl", one_of(0, &PRCTLS)?),
             "clone.thread" => ("clone", vec![SeccompRule::new(vec![no_namespace()?])?]),
+            "socket.inet" => ("socket", inet()?),
+            "socket.netlink" => (
+                "socket",
+                sockets(libc::AF_NETLINK, &[libc::SOCK_RAW, libc::SOCK_DGRAM], &NETLINK_PROTOCOLS)?,
+            ),
+            "socketpair.stream" => {
+                ("socketpair", sockets(libc::AF_UNIX, &[libc::SOCK_STREAM, libc::SOCK_SEQPACKET], &[0])?)
+            }
             name => (name, Vec::new()),
         };
         // A name without a number does not exist on this kind of processor.
         if let Some(number) = numbers::number(name) {
-            allow.insert(number, rules);
+            allow.entry(number).or_default().extend(rules);
         }
     }
     let missing: Rules = numbers::number("clone3").map(|n| (n, Vec::new())).into_iter().collect();
@@ -138,6 +155,28 @@ fn one_of(argument: u8, values: &[u64]) -> Result<Vec<SeccompRule>, ConfineError
     values.iter().map(rule).collect()
 }
 
+fn inet() -> Result<Vec<SeccompRule>, ConfineError> {
+    let kinds = [libc::SOCK_STREAM, libc::SOCK_DGRAM];
+    let mut rules = sockets(libc::AF_INET, &kinds, &INET_PROTOCOLS)?;
+    rules.extend(sockets(libc::AF_INET6, &kinds, &INET_PROTOCOLS)?);
+    Ok(rules)
+}
+
+/// One rule for each kind and protocol of a family.
+fn sockets(family: i32, kinds: &[i32], protocols: &[u64]) -> Result<Vec<SeccompRule>, ConfineError> {
+    use SeccompCmpArgLen::Dword;
+    use SeccompCmpOp::{Eq, MaskedEq};
+    let pairs = kinds.iter().flat_map(|kind| protocols.iter().map(move |protocol| (*kind, *protocol)));
+    let rule = |(kind, protocol): (i32, u64)| {
+        Ok(SeccompRule::new(vec![
+            SeccompCondition::new(0, Dword, Eq, family as u64)?,
+            SeccompCondition::new(1, Dword, MaskedEq(SOCKET_TYPE), kind as u64)?,
+            SeccompCondition::new(2, Dword, Eq, protocol)?,
+        ])?)
+    };
+    pairs.map(rule).collect()
+}
+
 fn no_namespace() -> Result<SeccompCondition, ConfineError> {
     Ok(SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(CLONE_NAMESPACES), 0)?)
 }
@@ -163,7 +202,7 @@ mod tests {
 
     #[test]
     fn every_group_makes_filters() {
-        let manifest = manifest(r#"{ groups = ["base", "thread", "net", "fs"] }"#);
+        let manifest = manifest(r#"{ groups = ["base", "thread", "net", "netlink", "fs"] }"#);
         assert!(filters(&manifest).unwrap().iter().all(|filter| !filter.is_empty()));
     }
 
@@ -205,6 +244,36 @@ mod tests {
                 && unsafe { libc::unshare(libc::CLONE_NEWUSER) } == 0
         });
         assert_eq!(killed.terminating_signal(), Some(libc::SIGSYS));
+    }
+
+    #[test]
+    fn only_sockets_of_the_families_granted_can_be_made() {
+        let can = |groups: &'static str, family: i32, kind: i32, protocol: i32| {
+            let filters = filters(&manifest(groups)).unwrap();
+            let status = in_child(|| {
+                apply(&filters)
+                    // SAFETY: no pointer is passed.
+                    && unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) } >= 0
+            });
+            status.exit_status() == Some(0)
+        };
+        let (net, netlink) =
+            (r#"{ groups = ["base", "net"] }"#, r#"{ groups = ["base", "net", "netlink"] }"#);
+        for (family, kind, protocol, with_net, with_netlink) in [
+            (libc::AF_INET, libc::SOCK_STREAM, 0, true, true),
+            (libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP, true, true),
+            (libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP, false, false),
+            (libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP, false, false),
+            (libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE, false, true),
+            (libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_GENERIC, false, false),
+            (libc::AF_UNIX, libc::SOCK_STREAM, 0, false, false),
+            (libc::AF_VSOCK, libc::SOCK_STREAM, 0, false, false),
+            (libc::AF_ALG, libc::SOCK_SEQPACKET, 0, false, false),
+        ] {
+            let what = format!("family {family}, kind {kind}, protocol {protocol}");
+            assert_eq!(can(net, family, kind, protocol), with_net, "{what}");
+            assert_eq!(can(netlink, family, kind, protocol), with_netlink, "{what} with netlink");
+        }
     }
 
     #[test]

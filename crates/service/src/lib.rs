@@ -24,6 +24,6 @@ mod run;
 mod start;
 
 pub use call::{CallError, Caller, IncomingCall};
-pub use confine::ConfineError;
+pub use confine::{ConfineError, confine};
 pub use run::{ChannelEvent, Event, Poster, Service};
 pub use start::{Dirs, Launched, Outcome, StartError, main};

@@ -7,7 +7,7 @@
 mod crash;
 mod heartbeat;
 mod recent;
-mod segment;
+pub(crate) mod segment;
 mod writer;
 
 use std::collections::{BTreeMap, HashMap};

@@ -16,7 +16,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// Start of every segment; the digit is the version of the format.
-pub(super) const HEADER: &[u8; 9] = b"SELVSEG1\n";
+pub(crate) const HEADER: &[u8; 9] = b"SELVSEG1\n";
 /// Length and checksum.
 const PREFIX_BYTES: usize = 8;
 /// Kind, sequence number, time.
@@ -43,7 +43,7 @@ pub struct Record {
 
 /// When a segment is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Quota {
+pub(crate) struct Quota {
     /// A segment is not full before it has this many records …
     pub min_records: u64,
     /// … and this many bytes …
@@ -54,7 +54,7 @@ pub(super) struct Quota {
 
 /// Where a stream ends: enough to go on writing without reading it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Position {
+pub(crate) struct Position {
     bytes: u64,
     records: u64,
     next_sequence: u64,
@@ -62,7 +62,7 @@ pub(super) struct Position {
 
 /// An open stream.
 #[derive(Debug)]
-pub(super) struct Stream {
+pub(crate) struct Stream {
     path: PathBuf,
     old_path: PathBuf,
     file: File,
@@ -76,7 +76,7 @@ fn open(path: &Path) -> io::Result<File> {
 
 impl Stream {
     /// Opens or makes the files; every good record goes to `look`. What is damaged at the end is dropped.
-    pub(super) fn open(
+    pub(crate) fn open(
         dir: &Path,
         name: &str,
         quota: Quota,
@@ -105,12 +105,12 @@ impl Stream {
             scan_path(&old_path, |record| last = Some(record.sequence))?;
         }
         let bytes = file.seek(SeekFrom::End(0))?;
-        let at = Position { bytes, records, next_sequence: last.map_or(1, |last| last + 1) };
+        let at = Position { bytes, records, next_sequence: last.map_or(1, |last| last.saturating_add(1)) };
         Ok(Stream { path, old_path, quota, file, at })
     }
 
     /// Opens files that were open before in this run and end at `at`; nobody else writes them.
-    pub(super) fn reopen(dir: &Path, name: &str, quota: Quota, at: Position) -> io::Result<Stream> {
+    pub(crate) fn reopen(dir: &Path, name: &str, quota: Quota, at: Position) -> io::Result<Stream> {
         let path = dir.join(format!("{name}.seg"));
         let old_path = dir.join(format!("{name}.old.seg"));
         let mut file = open(&path)?;
@@ -120,18 +120,18 @@ impl Stream {
         Ok(Stream { path, old_path, quota, file, at })
     }
 
-    pub(super) fn position(&self) -> Position {
+    pub(crate) fn position(&self) -> Position {
         self.at
     }
 
     /// Whether the next record belongs into a new segment.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.at.bytes >= self.quota.max_bytes
             || (self.at.records >= self.quota.min_records && self.at.bytes >= self.quota.min_bytes)
     }
 
     /// Begins a new segment; the one before the last goes.
-    pub(super) fn rotate(&mut self) -> io::Result<()> {
+    pub(crate) fn rotate(&mut self) -> io::Result<()> {
         std::fs::rename(&self.path, &self.old_path)?;
         self.file =
             OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&self.path)?;
@@ -142,7 +142,7 @@ impl Stream {
     }
 
     /// Appends a record. Too long ones are refused. After an error the stream is to be opened anew.
-    pub(super) fn append(&mut self, kind: Kind, at_ms: i64, bytes: &[u8]) -> io::Result<u64> {
+    pub(crate) fn append(&mut self, kind: Kind, at_ms: i64, bytes: &[u8]) -> io::Result<u64> {
         if bytes.len() > MAX_RECORD_BYTES {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
@@ -163,12 +163,12 @@ impl Stream {
         self.file.write_all(&rest)?;
         self.at.bytes += rest.len() as u64;
         self.at.records += u64::from(kind == Kind::Message);
-        self.at.next_sequence += 1;
+        self.at.next_sequence = self.at.next_sequence.saturating_add(1);
         Ok(sequence)
     }
 
     /// All records of both segments, oldest first.
-    pub(super) fn read(&self) -> io::Result<Vec<Record>> {
+    pub(crate) fn read(&self) -> io::Result<Vec<Record>> {
         let mut out = Vec::new();
         scan_path(&self.old_path, |record| out.push(record))?;
         scan_path(&self.path, |record| out.push(record))?;
@@ -176,7 +176,7 @@ impl Stream {
     }
 
     /// The records of the segment that is written.
-    pub(super) fn read_current(&self) -> io::Result<Vec<Record>> {
+    pub(crate) fn read_current(&self) -> io::Result<Vec<Record>> {
         let mut out = Vec::new();
         scan_path(&self.path, |record| out.push(record))?;
         Ok(out)

@@ -138,12 +138,41 @@ fn limits_hold_and_what_stands_stays() {
     }
     assert!(matches!(broker.put("writer", "t", "x", 1, 1), Err(Refusal::TooManyKeys { .. })));
     broker.put("writer", "t", "0", 2, 1).unwrap();
-    let refusal = broker.put("writer", "t", "0", 3, MAX_TOPIC_BYTES);
+    let refusal = broker.put("writer", "t", "0", 3, MAX_WRITER_BYTES);
     assert!(matches!(refusal, Err(Refusal::TooManyBytes { .. })));
     broker.remove("writer", "t", "1").unwrap();
     broker.put("writer", "t", "x", 1, 1).unwrap();
-    // A full topic takes nothing from another one.
-    broker.put("other", "u", "x", 1, MAX_TOPIC_BYTES).unwrap();
+    // A full writer takes nothing from another one.
+    let most = MAX_WRITER_BYTES - KEY_COST_BYTES - 1;
+    assert!(broker.put("other", "u", "x", 1, most + 1).is_err());
+    broker.put("other", "u", "x", 1, most).unwrap();
+    broker.put("other", "u", "x", 2, most).unwrap();
+}
+
+#[test]
+fn all_topics_of_a_writer_share_its_room() {
+    let mut broker: Broker<u32> = Broker::new(Rules::new(&[("t", "w"), ("u", "w")], &BTreeMap::new()));
+    broker.connect("w");
+    broker.put("w", "t", "a", 1, MAX_WRITER_BYTES / 2).unwrap();
+    let refusal = broker.put("w", "u", "a", 1, MAX_WRITER_BYTES / 2);
+    assert!(matches!(refusal, Err(Refusal::TooManyBytes { .. })));
+    broker.remove("w", "t", "a").unwrap();
+    broker.put("w", "u", "a", 1, MAX_WRITER_BYTES / 2).unwrap();
+}
+
+#[test]
+fn keys_that_come_and_go_while_a_reader_is_slow_are_not_kept_for_it() {
+    let mut broker = broker();
+    broker.subscribe("reader", "t").unwrap();
+    broker.put("writer", "t", "known", 1, 1).unwrap();
+    assert_eq!(told(&mut broker, "reader"), ["1"]);
+    for key in 0..100_000 {
+        broker.put("writer", "t", &key.to_string(), 2, 1).unwrap();
+        broker.remove("writer", "t", &key.to_string()).unwrap();
+    }
+    broker.remove("writer", "t", "known").unwrap();
+    assert_eq!(broker.queued("reader"), 1);
+    assert_eq!(told(&mut broker, "reader"), ["-known"]);
 }
 
 /// Something that happens to the bus.
@@ -243,6 +272,7 @@ proptest! {
             stands.into_iter().map(|(key, (value, _))| (key, value)).collect();
         prop_assert_eq!(reader.view, expected);
         prop_assert_eq!(reader.is_synced, was_synced);
-        prop_assert_eq!(broker.topics["t"].bytes, broker.topics["t"].values.len());
+        let kept = broker.topics["t"].values.keys().map(|key| key.len() + KEY_COST_BYTES + 1);
+        prop_assert_eq!(broker.topics["t"].bytes, kept.sum::<usize>());
     }
 }

@@ -8,14 +8,14 @@ use std::collections::BTreeMap;
 const MAX_HEADER_BYTES: usize = 8 << 10;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Challenge {
+pub(crate) enum Challenge {
     Basic,
     Bearer { realm: String, service: Option<String>, scope: Option<String> },
 }
 
 impl Challenge {
     /// The strongest challenge of the headers that we can answer.
-    pub(super) fn choose<'a>(untrusted_headers: impl Iterator<Item = &'a str>) -> Option<Challenge> {
+    pub(crate) fn choose<'a>(untrusted_headers: impl Iterator<Item = &'a str>) -> Option<Challenge> {
         let mut basic = false;
         for header in untrusted_headers.filter(|header| header.len() <= MAX_HEADER_BYTES) {
             for (scheme, mut parameters) in challenges(header) {
@@ -75,7 +75,7 @@ fn read_value(text: &str) -> (String, &str) {
 }
 
 /// Text as a value in the query of a URL.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {

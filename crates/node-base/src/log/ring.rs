@@ -22,7 +22,7 @@ const MAGIC: &[u8] = b"selvedge-log format 1\n";
 /// Version of the file `taken`.
 const TAKEN_FORMAT: u32 = 1;
 /// A segment is closed when it is this large.
-pub(super) const SEGMENT_BYTES: u64 = 256 * 1024;
+pub(crate) const SEGMENT_BYTES: u64 = 256 * 1024;
 /// Length and checksum.
 const HEAD_BYTES: usize = 8;
 /// No record is longer: a line is limited where it is made.
@@ -41,13 +41,13 @@ enum Record {
 
 /// A place between two records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(super) struct Position {
+pub(crate) struct Position {
     segment: u64,
     offset: u64,
 }
 
 #[derive(Debug)]
-pub(super) struct Ring {
+pub(crate) struct Ring {
     dir: PathBuf,
     /// Number → bytes; the last one is written to.
     segments: BTreeMap<u64, u64>,
@@ -59,17 +59,17 @@ pub(super) struct Ring {
 
 /// What was read of a ring.
 #[derive(Debug, Default)]
-pub(super) struct Chunk {
-    pub(super) app_name: String,
-    pub(super) entries: Vec<LogEntry>,
-    pub(super) end: Position,
+pub(crate) struct Chunk {
+    pub(crate) app_name: String,
+    pub(crate) entries: Vec<LogEntry>,
+    pub(crate) end: Position,
     /// What could not be read, for the log itself.
-    pub(super) damage: Vec<String>,
+    pub(crate) damage: Vec<String>,
 }
 
 impl Ring {
     /// Opens or makes the ring. Says what had to be dropped.
-    pub(super) fn open(dir: &Path) -> io::Result<(Ring, Vec<String>)> {
+    pub(crate) fn open(dir: &Path) -> io::Result<(Ring, Vec<String>)> {
         fs::create_dir_all(dir)?;
         let mut segments = BTreeMap::new();
         for entry in fs::read_dir(dir)? {
@@ -104,16 +104,28 @@ impl Ring {
         let path = self.path(number);
         let content = fs::read(&path)?;
         let mut counters = BTreeMap::new();
-        let (end, damage) = walk(&content, 0, |_, record| {
+        let taken = self.taken;
+        let mut before_taken = MAGIC.len() as u64;
+        let (end, damage) = walk(&content, 0, |at, record| {
+            if at <= taken.offset {
+                before_taken = at;
+            }
             match record {
                 Record::Counters(all) => counters = all,
                 Record::Line { entry, .. } => {
-                    counters.insert(entry.source, entry.number + 1);
+                    counters.insert(entry.source, entry.number.saturating_add(1));
                 }
             }
             true
         });
         self.counters = counters;
+        // A power cut may leave more of `taken` than of the lines it speaks of: what is written there next is not taken.
+        let newest = Position { segment: number, offset: end };
+        if taken >= newest {
+            self.taken = newest;
+        } else if taken.segment == number {
+            self.taken.offset = before_taken.min(taken.offset);
+        }
         if let Some(what) = damage {
             let file = OpenOptions::new().write(true).open(&path)?;
             file.set_len(end)?;
@@ -126,9 +138,9 @@ impl Ring {
     }
 
     /// Writes one line and gives it its number.
-    pub(super) fn push(&mut self, app_name: &str, mut entry: LogEntry) -> io::Result<()> {
+    pub(crate) fn push(&mut self, app_name: &str, mut entry: LogEntry) -> io::Result<()> {
         entry.number = self.counters.get(&entry.source).copied().unwrap_or(1);
-        let (source, next) = (entry.source.clone(), entry.number + 1);
+        let (source, next) = (entry.source.clone(), entry.number.saturating_add(1));
         let record = encode(&Record::Line { app_name: app_name.into(), entry })?;
         self.make_room(record.len() as u64)?;
         self.append(&record)?;
@@ -179,7 +191,7 @@ impl Ring {
     }
 
     /// The oldest lines that were not taken, of one app name, up to `limit_bytes`; at least one line if there is one.
-    pub(super) fn oldest(&self, limit_bytes: usize) -> io::Result<Chunk> {
+    pub(crate) fn oldest(&self, limit_bytes: usize) -> io::Result<Chunk> {
         let mut chunk = Chunk { end: self.taken, ..Chunk::default() };
         let mut bytes = 0;
         for (&number, &size) in self.segments.range(self.taken.segment..) {
@@ -216,7 +228,7 @@ impl Ring {
     }
 
     /// Everything before the position is not needed any more.
-    pub(super) fn take(&mut self, to: Position) -> io::Result<()> {
+    pub(crate) fn take(&mut self, to: Position) -> io::Result<()> {
         if to <= self.taken {
             return Ok(());
         }
@@ -232,7 +244,7 @@ impl Ring {
     }
 
     /// Gives up the oldest segment; says how many bytes were not taken of it.
-    pub(super) fn drop_oldest(&mut self) -> io::Result<u64> {
+    pub(crate) fn drop_oldest(&mut self) -> io::Result<u64> {
         let Some((&number, &bytes)) = self.segments.first_key_value() else { return Ok(0) };
         if self.segments.len() == 1 {
             self.active = None;
@@ -249,15 +261,15 @@ impl Ring {
         Ok(bytes.saturating_sub(taken))
     }
 
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.segments.values().sum()
     }
 
-    pub(super) fn is_dirty(&self) -> bool {
+    pub(crate) fn is_dirty(&self) -> bool {
         self.is_dirty
     }
 
-    pub(super) fn sync(&mut self) -> io::Result<()> {
+    pub(crate) fn sync(&mut self) -> io::Result<()> {
         if self.is_dirty
             && let Some(file) = &self.active
         {
@@ -268,7 +280,7 @@ impl Ring {
     }
 
     /// Removes the ring from the disk.
-    pub(super) fn destroy(self) -> io::Result<()> {
+    pub(crate) fn destroy(self) -> io::Result<()> {
         fs::remove_dir_all(&self.dir)
     }
 
@@ -373,6 +385,23 @@ mod tests {
 
     fn lines(chunk: &Chunk) -> Vec<(u64, &str)> {
         chunk.entries.iter().map(|entry| (entry.number, entry.content.as_str())).collect()
+    }
+
+    #[test]
+    fn what_is_written_after_a_power_cut_is_not_taken_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ring = open(dir.path());
+        ring.push("", entry("a", "kept")).unwrap();
+        let segment = dir.path().join("00000001.seg");
+        let sound = fs::metadata(&segment).unwrap().len();
+        ring.push("", entry("a", "lost in the cut")).unwrap();
+        let end = ring.oldest(1 << 20).unwrap().end;
+        ring.take(end).unwrap();
+        drop(ring);
+        OpenOptions::new().write(true).open(&segment).unwrap().set_len(sound).unwrap();
+        let mut ring = open(dir.path());
+        ring.push("", entry("a", "after")).unwrap();
+        assert_eq!(lines(&ring.oldest(1 << 20).unwrap()), [(2, "after")]);
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub enum StateError {
 
 impl StateError {
     /// For those who wait for it.
-    pub(super) fn fault(&self) -> Fault {
+    pub(crate) fn fault(&self) -> Fault {
         if self.is_disk_full() {
             let text = "a change of this app waits until the planner can write its state: the disk is full";
             return Fault::new(Reason::DiskFull, text);
@@ -45,18 +45,18 @@ impl StateError {
 }
 
 #[derive(Debug)]
-pub(super) struct StateFile {
+pub(crate) struct StateFile {
     files: Box<dyn Files>,
     reserve: Reserve,
 }
 
 impl StateFile {
-    pub(super) fn new(files: Box<dyn Files>) -> StateFile {
+    pub(crate) fn new(files: Box<dyn Files>) -> StateFile {
         StateFile { files, reserve: Reserve::new(RESERVE_BYTES) }
     }
 
     /// What was saved last; nothing when there was never anything.
-    pub(super) fn load(&self) -> Result<(Memory, Desired), StateError> {
+    pub(crate) fn load(&self) -> Result<(Memory, Desired), StateError> {
         let bytes = match self.files.read(NAME, FILE_BYTES_MAX) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
@@ -72,7 +72,7 @@ impl StateFile {
     }
 
     /// [`StateFile::save`]; on a full disk in the room that was kept for it. An order that makes room must not need any.
-    pub(super) fn save_on_full_disk(&self, memory: &Memory, desired: &Desired) -> Result<(), StateError> {
+    pub(crate) fn save_on_full_disk(&self, memory: &Memory, desired: &Desired) -> Result<(), StateError> {
         let mut saved = self.save(memory, desired);
         if saved.as_ref().is_err_and(StateError::is_disk_full) && self.reserve.give_up(&*self.files) {
             saved = self.save(memory, desired);
@@ -85,12 +85,17 @@ impl StateFile {
     }
 
     /// Returns when it is on the disk.
-    pub(super) fn save(&self, memory: &Memory, desired: &Desired) -> Result<(), StateError> {
+    pub(crate) fn save(&self, memory: &Memory, desired: &Desired) -> Result<(), StateError> {
         let body = postcard::to_allocvec(&(memory, desired))
             .map_err(|error| StateError::Write(io::Error::other(error)))?;
         let bytes = [MAGIC.as_slice(), &checksum(&body).to_be_bytes(), &body].concat();
         replace(&*self.files, "", NAME, &bytes).map_err(StateError::Write)
     }
+}
+
+/// The whole file.
+pub(crate) fn framed(body: &[u8]) -> Vec<u8> {
+    [&MAGIC[..], &checksum(body).to_be_bytes(), body].concat()
 }
 
 /// FNV-1a, 64 bit: finds torn writes, not attackers; the directory is private.

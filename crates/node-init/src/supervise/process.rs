@@ -22,6 +22,8 @@ use crate::spawn::Spawned;
 
 /// Reads of a process's output in one round: a process that writes without end does not stop init.
 const OUTPUT_READS: usize = 8;
+/// Messages taken from a process in one round, for the same reason: it has one to say.
+const HEARD: usize = 16;
 
 /// A process of the node.
 #[derive(Debug, Default)]
@@ -234,7 +236,8 @@ impl Running {
     }
 
     pub(super) fn hear(&mut self) {
-        while let Some(control) = &self.control {
+        for _ in 0..HEARD {
+            let Some(control) = &self.control else { return };
             match control.try_recv::<ToInit>() {
                 Ok(Some((ToInit::Ready | ToInit::Pong, _))) => {
                     let now = clock::mono();

@@ -24,9 +24,9 @@ mod netns;
 mod privileges;
 pub mod seccomp;
 pub mod signal;
-mod step;
+pub(crate) mod step;
 mod syscalls;
-mod user;
+pub(crate) mod user;
 mod volumes;
 
 use std::path::PathBuf;

@@ -52,6 +52,8 @@ pub struct StepError {
     pub errno: Option<Errno>,
 }
 
+/// The kernel has no higher one.
+const MAX_ERRNO: i32 = 4095;
 /// Longest subject that travels.
 const MAX_SUBJECT_BYTES: usize = 512;
 
@@ -71,17 +73,17 @@ impl std::fmt::Display for StepError {
 impl std::error::Error for StepError {}
 
 impl StepError {
-    pub(super) fn new(step: Step, subject: impl Into<String>) -> StepError {
+    pub(crate) fn new(step: Step, subject: impl Into<String>) -> StepError {
         StepError { step, subject: subject.into(), errno: None }
     }
 
     /// For `map_err`: the step and its subject, with the system's reason.
-    pub(super) fn at(step: Step, subject: &str) -> impl FnOnce(Errno) -> StepError + '_ {
+    pub(crate) fn at(step: Step, subject: &str) -> impl FnOnce(Errno) -> StepError + '_ {
         move |errno| StepError { step, subject: subject.to_owned(), errno: Some(errno) }
     }
 
     /// Step, errno (0: none), subject.
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = vec![self.step as u8];
         out.extend_from_slice(&self.errno.map_or(0, Errno::raw_os_error).to_le_bytes());
         let subject = self.subject.as_bytes();
@@ -90,13 +92,14 @@ impl StepError {
     }
 
     /// `None`: no such message.
-    pub(super) fn decode(bytes: &[u8]) -> Option<StepError> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<StepError> {
         let (step, rest) = bytes.split_first()?;
         let (errno, subject) = rest.split_first_chunk::<4>()?;
         let step = *Step::ALL.iter().find(|known| **known as u8 == *step)?;
         let errno = match i32::from_le_bytes(*errno) {
             0 => None,
-            number => Some(Errno::from_raw_os_error(number)),
+            number @ 1..=MAX_ERRNO => Some(Errno::from_raw_os_error(number)),
+            _ => return None,
         };
         let subject = &subject[..subject.len().min(MAX_SUBJECT_BYTES)];
         Some(StepError { step, subject: String::from_utf8_lossy(subject).into_owned(), errno })

@@ -9,15 +9,15 @@ use std::collections::BTreeSet;
 const MAX_GROUPS: usize = 1024;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Identity {
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) groups: Vec<u32>,
-    pub(super) home: Option<String>,
+pub(crate) struct Identity {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) groups: Vec<u32>,
+    pub(crate) home: Option<String>,
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum UserError {
+pub(crate) enum UserError {
     #[error("`{0}`: not in the image's /etc/passwd")]
     UnknownUser(String),
     #[error("`{0}`: not in the image's /etc/group")]
@@ -34,7 +34,7 @@ struct PasswdEntry<'a> {
 }
 
 /// `ids` is the number of ids the container has.
-pub(super) fn resolve(
+pub(crate) fn resolve(
     user: &str,
     untrusted_passwd: &str,
     untrusted_group: &str,
@@ -67,7 +67,7 @@ pub(super) fn resolve(
 }
 
 /// `user` or `user:group` as cloud-config spells an owner.
-pub(super) fn resolve_owner(
+pub(crate) fn resolve_owner(
     owner: &str,
     untrusted_passwd: &str,
     untrusted_group: &str,

@@ -20,7 +20,7 @@ use seccompiler::{
 const LANDLOCK: ABI = ABI::V6;
 
 /// No open, no socket, no new process, no exec.
-const ALLOWED: &[i64] = &[
+pub const ALLOWED: &[i64] = &[
     libc::SYS_adjtimex,
     libc::SYS_brk,
     libc::SYS_clock_gettime,
@@ -64,7 +64,7 @@ const ALLOWED: &[i64] = &[
 ];
 
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ConfineError {
+pub enum ConfineError {
     #[error("capabilities cannot be dropped")]
     Capabilities(#[from] rustix::io::Errno),
     #[error("landlock refused")]
@@ -78,8 +78,8 @@ pub(super) enum ConfineError {
 /// What a shim needs besides to ask its app's probe: streams of its own network, which is the app's.
 const PROBING: (i64, i64) = (libc::SYS_connect, libc::SYS_socket);
 
-/// `probe_port`: the one port it may still connect to.
-pub(super) fn confine(probe_port: Option<u16>) -> Result<(), ConfineError> {
+/// For ever. The calling process has one thread. `probe_port`: the one port it may still connect to.
+pub fn confine(probe_port: Option<u16>) -> Result<(), ConfineError> {
     let filter = filter(probe_port.is_some())?;
     rustix::thread::clear_ambient_capability_set()?;
     let none = CapabilitySet::empty();

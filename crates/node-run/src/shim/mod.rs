@@ -8,7 +8,7 @@
 //!
 //! States are [`ipc::shim::ShimPhase`]. Limits: [`crate::output`].
 
-mod confine;
+pub mod confine;
 mod probe;
 mod start;
 
