@@ -348,6 +348,7 @@ pub struct ProbeSpec {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct HttpProbe {
+    /// Port of the app itself, 1 to 65535.
     pub port: u16,
     /// Left out: `/`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -358,6 +359,7 @@ pub struct HttpProbe {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct TcpProbe {
+    /// Port of the app itself, 1 to 65535.
     pub port: u16,
 }
 

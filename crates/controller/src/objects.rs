@@ -319,10 +319,10 @@ mod tests {
         expect_test::expect![[r#"
             [
                 "spec.img: unknown field; allowed here: acl, activate, devices, env, image, isolation, networks, ports, probe, purgeCounter, registry, resources, restartCounter, secretEnv, selector, startDelaySeconds, userData, volumes",
-                "spec.networks[1].netwrk: unknown field; allowed here: address, mac, network",
+                "spec.networks[1].netwrk: unknown field; allowed here: acl, address, mac, network",
                 "spec.resources.cpu: unknown field; allowed here: cpus, disk, memory",
                 "spec.userData.secretRef.field: unknown field; allowed here: key, name",
-                "spec.acl[0].port: unknown field; allowed here: action, direction, localPort, protocol, remote, remotePort",
+                "spec.acl[0].port: unknown field; allowed here: action, direction, limit, localPort, protocol, remote, remotePort",
             ]
         "#]]
         .assert_debug_eq(&lines);

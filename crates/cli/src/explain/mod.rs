@@ -296,9 +296,10 @@ mod tests {
               Networks in the order of the app's interfaces.
 
             fields
-              network*  text          Name of a Network
-              address   IPv4 address  Fixed address; left out: handed out by the node
-              mac       text          Fixed Ethernet address; left out: made by the node
+              network*  text            Name of a Network
+              address   IPv4 address    Fixed address; left out: handed out by the node
+              mac       text            Fixed Ethernet address; left out: made by the node
+              acl       list of object  What the app may talk to through this network, instead of the app's `acl`
               * must be given
 
             example
@@ -348,6 +349,11 @@ mod tests {
                 gateway  <IPv4 address>
                 dns  <list of IPv4 address>
                 hosts  <map of list of IPv4 address>
+                domain  <text>
+                ntp  <list of IPv4 address>
+                routes  <list of text>
+                mtu  <number>
+                flowLog  <true or false>
               status  <object>
         "#]]
         .assert_eq(&text("network", true).unwrap());
@@ -368,11 +374,11 @@ mod tests {
         let said = |path: &str| text(path, false).unwrap_err().to_string();
         expect_test::expect![[r#"
             there is no kind called 'ap'; did you mean 'app'?
-            kinds are device, jointoken, app, network, registry, secret"#]]
+            kinds are device, jointoken, app, network, registry, datastore, volume, secret"#]]
         .assert_eq(&said("ap.spec"));
         expect_test::expect![[r#"
             app.spec has no field 'prots'; did you mean 'ports'?
-            fields are image, registry, devices, selector, networks, ports, acl, env, secretEnv, userData, resources, isolation, activate, restartCounter, purgeCounter"#]].assert_eq(&said("app.spec.prots"));
+            fields are image, registry, devices, selector, networks, ports, acl, volumes, env, secretEnv, userData, resources, isolation, activate, probe, startDelaySeconds, restartCounter, purgeCounter"#]].assert_eq(&said("app.spec.prots"));
         expect_test::expect!["app.spec.image is text and has no field 'tag'"]
             .assert_eq(&said("app.image.tag"));
     }
