@@ -259,14 +259,14 @@ fn descriptor_differences(manifest: &Manifest, process: &Process) -> Vec<String>
 /// Nobody has a named socket. Who has no network has only unix sockets. Of the others only the one that may bind a
 /// service's port waits for strangers, and only there.
 fn socket_differences(manifest: &Manifest, process: &Process) -> Vec<String> {
-    const DNS_PORT: u16 = 53;
+    const DNS_AND_DHCP: [u16; 2] = [53, 67];
     let has_network = manifest.network == Network::Node;
     let may = |name: &str| manifest.capabilities.iter().any(|c| c.name == name);
     let is_granted = |socket: &Socket| match socket {
         Socket::Unix { name } => name.is_none(),
         Socket::Inet { waits_at: None, .. } => has_network,
         Socket::Inet { waits_at: Some(port), .. } => {
-            has_network && may("NET_BIND_SERVICE") && *port == DNS_PORT
+            has_network && may("NET_BIND_SERVICE") && DNS_AND_DHCP.contains(port)
         }
         Socket::Netlink => may("NET_ADMIN"),
         Socket::Raw => false,

@@ -82,9 +82,13 @@ fn an_app_has_its_cpus_and_processes_and_no_more() {
     let throttled = field(&group_dir(pid, "cpu").join("cpu.stat"), "nr_throttled");
     step(format_args!("{used:.2} CPUs used, held back {throttled} times"));
     assert!(used < CPU_SLACK, "{used} of 1 CPU");
-    // with one core there is nothing to hold back
+    // with one core there is nothing to hold back; a machine busy with others may take a while to give more than one CPU
     if std::thread::available_parallelism().unwrap().get() > 1 {
-        assert!(throttled > 0, "nothing held it back");
+        let stat = group_dir(pid, "cpu").join("cpu.stat");
+        wait_for("the app is held back", Duration::from_secs(60), || {
+            (field(&stat, "nr_throttled") > 0).then_some(())
+        })
+        .unwrap();
     }
 
     step("processes without end");
