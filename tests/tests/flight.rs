@@ -55,8 +55,14 @@ fn flight_records_of_a_real_node_replay_and_go_into_a_support_bundle() {
     let bundle = lab.place.dir.join("support.tar");
     let object = format!("device/{device}");
     let (file, dir) = (bundle.to_string_lossy(), persist.to_string_lossy());
-    lab.controller.cli(&["collect", &object, "--file", &file, "--persist", &dir]).unwrap();
-    let names = run(Command::new("tar").arg("-tf").arg(&bundle)).unwrap();
+    // figures come once a minute: before the first of them a bundle has none
+    let names = wait_for("a bundle has figures", Duration::from_secs(150), || {
+        let _ = std::fs::remove_file(&bundle);
+        lab.controller.cli(&["collect", &object, "--file", &file, "--persist", &dir]).unwrap();
+        let names = run(Command::new("tar").arg("-tf").arg(&bundle)).unwrap();
+        names.contains("metrics.json").then_some(names)
+    })
+    .unwrap();
     let parts = ["about.json", "device.json", "config.json", "info.json", "history.json", "metrics.json"];
     let more = ["logs.json", "events.json", "apps.json", "flight/planner/flight.0", "flight/run/flight.0"];
     for part in parts.iter().chain(&more) {

@@ -44,8 +44,8 @@ const MISTAKES: &[Mistake] = &[
     Mistake {
         what: "a field of another place",
         good: "memory: 64Mi}",
-        bad: "memory: 64Mi, disk: 1Gi}",
-        told: &["documents.yaml:22", "spec.resources.disk", "allowed here: cpus, memory"],
+        bad: "memory: 64Mi, image: 1Gi}",
+        told: &["documents.yaml:22", "spec.resources.image", "allowed here: cpus, disk, memory"],
     },
     Mistake {
         what: "a word for a number",
