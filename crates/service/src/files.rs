@@ -70,16 +70,27 @@ impl Reserve {
         Reserve { bytes, is_kept: Cell::new(false) }
     }
 
-    /// Makes it, where it is not there whole.
+    /// Makes it, where it is not there whole; on a disk that has less room, as large as a half, a quarter or an eighth of it:
+    /// what was just saved took a little of the room, and the next order wants some too.
     pub fn keep(&self, files: &dyn Files) -> io::Result<()> {
-        let is_whole =
-            || files.read(Self::NAME, self.bytes as u64).is_ok_and(|kept| kept.len() == self.bytes);
-        if !self.is_kept.get() && !is_whole() {
-            // Zeros are written, since not every file system can only reserve.
-            replace(files, "", Self::NAME, &vec![0; self.bytes])?;
+        if self.is_kept.get() {
+            return Ok(());
         }
-        self.is_kept.set(true);
-        Ok(())
+        let kept = files.read(Self::NAME, self.bytes as u64).map_or(0, |kept| kept.len());
+        let mut made = Ok(());
+        for bytes in [1, 2, 4, 8].map(|part| self.bytes / part) {
+            if kept >= bytes {
+                self.is_kept.set(kept == self.bytes);
+                return made;
+            }
+            // Zeros are written, since not every file system can only reserve.
+            made = replace(files, "", Self::NAME, &vec![0; bytes]);
+            if made.is_ok() {
+                self.is_kept.set(bytes == self.bytes);
+                return made;
+            }
+        }
+        made
     }
 
     /// Takes it away; false when it was not there.
