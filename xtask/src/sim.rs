@@ -56,15 +56,7 @@ pub(crate) fn test() -> anyhow::Result<()> {
 
 /// Builds it once, optimized: virtual days pass forty times faster so.
 fn worlds(arguments: &[&str]) -> anyhow::Result<()> {
-    command::show(crate::cargo()?.args([
-        "build",
-        "--release",
-        "--quiet",
-        "--package",
-        "sim",
-        "--example",
-        EXAMPLE,
-    ]))?;
+    command::show(crate::build_of_products()?.args(["--example", EXAMPLE]))?;
     let program = bin_dir()?.join("examples").join(EXAMPLE);
     let status = std::process::Command::new(&program)
         .args(arguments)

@@ -67,12 +67,12 @@ fn files_of_web_servers_become_volumes_and_what_cannot_be_had_says_why() {
         + &app("first", "box:1", "apps", 8080, both)
         + &app("second", "box:1", "apps", 8081, one);
     let bad = [
-        ("nofile", "plain", "none", &small, "FileNotFound"),
+        ("nofile", "plain", "none", &absent, "FileNotFound"),
         ("refused", "stranger", "model.bin", &absent, "DatastoreAuthRefused"),
         ("strange", "untrusted", "model.bin", &absent, "DatastoreUntrusted"),
         ("silent", "down", "model.bin", &absent, "DatastoreUnreachable"),
         ("wrong", "plain", "settings", &wrong, "DigestMismatch"),
-        ("round", "plain", "loop", &small, "DatastoreUnreachable"),
+        ("round", "plain", "loop", &absent, "DatastoreUnreachable"),
     ];
     for (number, (name, store, path, sha256, _)) in (0..).zip(&bad) {
         text += &file_volume(name, store, path, sha256, "");
