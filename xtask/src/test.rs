@@ -86,8 +86,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         packages::ensure(packages::REFEREES)?;
         whole("controller_faults", args)?;
     }
-    // Not part of the plain run yet: what it states of apps has not been seen to hold in every point.
-    if args.attack {
+    if args.attack || all {
         crate::build_attacker()?;
         whole("attack", args)?;
     }

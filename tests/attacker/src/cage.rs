@@ -138,7 +138,9 @@ impl Seat {
                 match channel.try_recv::<LogFrame>() {
                     Ok(Some((frame, _))) => {
                         if let Some(lines) = lines {
-                            writeln!(lines, "{:?} {}", frame.origin, frame.content).unwrap();
+                            // At once: its own tries write there too.
+                            let line = format!("{:?} {}\n", frame.origin, frame.content);
+                            lines.write_all(line.as_bytes()).unwrap();
                         }
                     }
                     Ok(None) => break,

@@ -47,7 +47,7 @@ pub(crate) fn send(words: &[String]) {
     let mut frame = [&other[..], &own[..]].concat();
     let ip = |payload: &[u8]| ip_udp(source, destination, payload);
     match kind.as_str() {
-        "honest" | "mac" | "ip" | "gateway" => {
+        "honest" | "straight" | "mac" | "ip" | "gateway" => {
             frame.extend(ETHERTYPE_IP.to_be_bytes());
             frame.extend(ip(&mark));
         }

@@ -17,7 +17,10 @@ static OWN_LINES: OnceLock<File> = OnceLock::new();
 fn write_line(line: &str) {
     use std::io::Write as _;
     match OWN_LINES.get() {
-        Some(mut file) => writeln!(file, "Service {{ name: \"log\" }} {line}").unwrap(),
+        // At once: the one that listens writes there too.
+        Some(mut file) => {
+            file.write_all(format!("Service {{ name: \"log\" }} {line}\n").as_bytes()).unwrap();
+        }
         None => println!("{line}"),
     }
 }

@@ -220,17 +220,14 @@ fn operator_api(lab: &Lab) {
         command.args(["-w", "%{http_code}", &format!("https://{}{path}", lab.controller.address)]);
         String::from_utf8_lossy(&tests::command::output(&mut command).unwrap().stdout).into_owned()
     };
-    for path in [
-        "/apis/selvedge/v1alpha1/devices",
-        "/apis/selvedge/v1alpha1/secrets",
-        "/apis/selvedge/v1alpha1/projects/default/apps",
-        "/v2/_catalog",
-        "/v2/box/manifests/1",
-    ] {
-        let code = ask("evil", path);
-        assert!(["401", "403", "404"].contains(&&*code), "{path} answers {code} without a token");
+    let project = "/apis/selvedge/v1alpha1/projects/default";
+    let own = ["devices", "secrets", "apps", "secrets/pull", "events", "audit", "tokens", "backup"];
+    let paths = own.map(|name| format!("{project}/{name}"));
+    for path in
+        paths.iter().map(String::as_str).chain(["/metrics", "/v2/", "/v2/_catalog", "/v2/box/manifests/1"])
+    {
+        assert_eq!(ask("evil", path), "401", "{path} without a token");
     }
-    assert_eq!(ask("evil", "/apis/selvedge/v1alpha1/devices"), "401");
     assert_eq!(ask("evil", "/healthz"), "200", "the controller is out of reach: nothing was shown");
     assert_eq!(ask("walled", "/healthz"), "000");
 }
@@ -239,12 +236,16 @@ fn field(lab: &Lab, port: u16, command: &str) -> String {
     sh(lab, port, command).trim().to_owned()
 }
 
-/// What root in the network of an app sends reaches its neighbour only under its own name.
+/// What root in the network of an app sends reaches its neighbour only through the gateway, and under its own name.
 fn frames(lab: &mut Lab) {
     step("forged frames");
     let attacker = bin_dir().unwrap().join("attacker");
     let own_mac = field(lab, EVIL, "cat /sys/class/net/eth0/address");
     let victim_mac = field(lab, VICTIM, "cat /sys/class/net/eth0/address");
+    let neighbours = field(lab, EVIL, "cat /proc/net/arp");
+    let gateway =
+        neighbours.lines().find(|line| line.starts_with("10.60.0.1 ")).expect("it spoke to its gateway");
+    let gateway_mac = gateway.split_whitespace().nth(3).unwrap();
     let (own, victim) = (address(lab, "evil"), address(lab, "victim"));
     let (evil_pid, victim_pid) = (pid(lab, "evil").to_string(), pid(lab, "victim").to_string());
     let inside = |pid: &str| -> Command {
@@ -258,18 +259,21 @@ fn frames(lab: &mut Lab) {
     let seen = || fs::read_to_string(&log).unwrap_or_default();
     wait_for("the watcher watches", SOON, || seen().contains("watching").then_some(())).unwrap();
     let other_mac = "02:00:00:00:00:99";
-    for (kind, mac, source) in [
-        ("mac", other_mac, &*own),
-        ("ip", &own_mac, "10.60.0.99"),
-        ("gateway", &own_mac, "10.60.0.1"),
-        ("arp", &own_mac, "10.60.0.1"),
-        ("vlan", &own_mac, &own),
-        ("ip6", &own_mac, &own),
-        ("other", &own_mac, &own),
-        // the last: when it is there the others would be too
-        ("honest", &own_mac, &own),
-    ] {
-        run(inside(&evil_pid).args(["send", "eth0", kind, mac, &victim_mac, source, &victim])).unwrap();
+    for to in [&*victim_mac, gateway_mac] {
+        for (kind, mac, source) in [
+            ("mac", other_mac, &*own),
+            ("ip", &own_mac, "10.60.0.99"),
+            ("gateway", &own_mac, "10.60.0.1"),
+            ("arp", &own_mac, "10.60.0.1"),
+            ("vlan", &own_mac, &own),
+            ("ip6", &own_mac, &own),
+            ("other", &own_mac, &own),
+            // past the gateway there is no way to a neighbour at all; by it there is, and when this one is there, the
+            // last, the others would be too
+            (if to == victim_mac { "straight" } else { "honest" }, &own_mac, &own),
+        ] {
+            run(inside(&evil_pid).args(["send", "eth0", kind, mac, to, source, &victim])).unwrap();
+        }
     }
     wait_for("the honest frame arrives", SOON, || seen().contains("frame honest").then_some(())).unwrap();
     let forged: Vec<String> = seen()

@@ -170,12 +170,14 @@ fn under_every_manifest_only_what_it_names_succeeds() {
     let inside = inside.unwrap();
     let names = call_names();
     let mut problems = Vec::new();
+    let mut all_tries: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let services: Vec<Manifest> = caged.manifests.values().filter(|m| !m.is_exempt()).cloned().collect();
     for manifest in &services {
         caged.wait_line(&manifest.name, "finished");
         let lines = caged.lines(&manifest.name);
         let tried = outcomes(lines.iter().map(String::as_str));
         assert!(tried.len() >= TRIES_MIN, "{}: {} tries", manifest.name, tried.len());
+        all_tries.insert(manifest.name.clone(), tried.keys().cloned().collect());
         let done: Vec<&str> = tried.iter().filter(|(_, o)| *o == "done").map(|(name, _)| &**name).collect();
         step(format_args!(
             "{}: {} tries, {} succeed: {}",
@@ -198,6 +200,11 @@ fn under_every_manifest_only_what_it_names_succeeds() {
     let calls = calls(&lines);
     assert!(calls.len() >= CALLS_MIN && calls.values().any(|outcome| outcome != "errno 1"), "{calls:?}");
     problems.extend(shim_call_differences(&calls, &names));
+    all_tries.insert("shim".into(), tried.into_keys().collect());
+    let every: BTreeSet<String> = all_tries.values().flatten().cloned().collect();
+    for (who, tries) in &all_tries {
+        problems.extend(every.difference(tries).map(|attempt| format!("{who} did not try {attempt:?}")));
+    }
     drop((inside, listener));
     caged.stop();
     assert!(problems.is_empty(), "{} problems:\n{}", problems.len(), problems.join("\n"));
