@@ -9,11 +9,11 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod disk;
-mod dns;
 mod documents;
 mod eve;
 mod ipc_frames;
 mod layers;
+mod net;
 mod registry;
 mod run;
 mod vault;
@@ -46,12 +46,12 @@ macro_rules! groups {
 groups! {
     DISK "disk": "catalog" disk::catalog, "log-ring" disk::log_ring, "planner" disk::planner, "saved" disk::saved,
         "segments" disk::segments;
-    DNS "dns": "challenge" dns::challenge, "message" dns::message;
     DOCUMENTS "documents": "intent" documents::intent, "words" documents::words, "yaml" documents::yaml;
     EVE_CONFIG "eve-config": "config" eve::config, "report" eve::report;
     EVE_ENVELOPE "eve-envelope": "certs" eve::certs, "envelope" eve::envelope, "newlogs" eve::newlogs;
     IPC "ipc": "broker" ipc_frames::broker, "frame" ipc_frames::frame, "manifest" ipc_frames::manifest,
         "value" ipc_frames::value;
+    NET "net": "challenge" net::challenge, "dhcp" net::dhcp, "dns" net::message;
     OCI_DOCUMENTS "oci-documents": "config" layers::config, "manifest" layers::manifest,
         "reference" layers::reference;
     OCI_LAYERS "oci-layers": "archive" layers::archive, "layer" layers::layer;

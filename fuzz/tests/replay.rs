@@ -101,7 +101,7 @@ macro_rules! replays {
 
 replays! {
     files_of_our_own_hold DISK,
-    name_servers_and_registries_hold DNS,
+    what_comes_over_networks_holds NET,
     documents_hold DOCUMENTS,
     configs_and_reports_hold EVE_CONFIG,
     envelopes_certificates_and_logs_hold EVE_ENVELOPE,

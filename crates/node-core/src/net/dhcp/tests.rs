@@ -205,10 +205,10 @@ fn a_client_binds_renews_and_loses_its_address() {
 
 /// Recorded from other people's programs.
 const CORPUS: [(&str, &[u8], Kind); 4] = [
-    ("dhclient", include_bytes!("../../../corpus/dhcp/dhclient"), Kind::Discover),
-    ("dhcpcd", include_bytes!("../../../corpus/dhcp/dhcpcd"), Kind::Discover),
-    ("offer of dnsmasq", include_bytes!("../../../corpus/dhcp/offer"), Kind::Offer),
-    ("ack of dnsmasq", include_bytes!("../../../corpus/dhcp/ack"), Kind::Ack),
+    ("dhclient", include_bytes!("../../../../../fuzz/corpus/net/dhcp/dhclient"), Kind::Discover),
+    ("dhcpcd", include_bytes!("../../../../../fuzz/corpus/net/dhcp/dhcpcd"), Kind::Discover),
+    ("offer of dnsmasq", include_bytes!("../../../../../fuzz/corpus/net/dhcp/offer"), Kind::Offer),
+    ("ack of dnsmasq", include_bytes!("../../../../../fuzz/corpus/net/dhcp/ack"), Kind::Ack),
 ];
 
 #[test]

@@ -58,3 +58,8 @@ pub(crate) fn challenge(data: &[u8]) {
     let headers: Vec<&str> = text.lines().collect();
     node_agent::untrusted::challenge(&headers);
 }
+
+/// What a DHCP client or server sends, and any frame of a switch.
+pub(crate) fn dhcp(data: &[u8]) {
+    node_core::net::dhcp::message::take_any_bytes(data);
+}

@@ -1,4 +1,0 @@
-// SPDX-License-Identifier: Apache-2.0
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::DNS.attack(data));
