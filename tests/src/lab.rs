@@ -84,6 +84,11 @@ pub fn bin_dir() -> anyhow::Result<PathBuf> {
     if let Some(dir) = std::env::var_os("SELVEDGE_BIN") {
         return Ok(PathBuf::from(dir));
     }
+    release_dir()
+}
+
+/// Directory of what is built optimized.
+pub fn release_dir() -> anyhow::Result<PathBuf> {
     Ok(target_dir()?.join(format!("{}-unknown-linux-gnu", std::env::consts::ARCH)).join("release"))
 }
 

@@ -40,6 +40,9 @@ enum Chore {
 }
 
 fn main() -> anyhow::Result<()> {
+    if let Some(error) = test::as_compiler() {
+        return Err(error).context("cannot run the compiler");
+    }
     match Args::parse().chore {
         Chore::Demo(args) => demo::run(&args),
         Chore::Test(args) => test::run(&args),

@@ -5,6 +5,8 @@ mod guest;
 
 mod fuzz;
 
+pub(crate) use fuzz::as_compiler;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -100,8 +102,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.guest {
         guest::run(args.filter.as_deref())?;
     }
-    // Not part of the plain run: it takes longer than all the others.
-    if args.fuzz {
+    if args.fuzz || all {
         fuzz::run(args.filter.as_deref(), args.long)?;
     }
     Ok(())
