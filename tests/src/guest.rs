@@ -31,14 +31,18 @@ const TOOLS: &[&str] = &[
     "bash",
     "busybox-static",
     "coreutils",
+    "dhcpcd-base",
+    "dnsmasq-base",
     "findutils",
     "grep",
     "iproute2",
+    "isc-dhcp-client",
     "kmod",
     "mount",
     "nftables",
     "procps",
     "skopeo",
+    "udhcpc",
     "util-linux",
 ];
 /// Never read by a test.
@@ -49,8 +53,8 @@ const DISK: &str = "4G";
 pub const MEMORY_MIB: u32 = 1024;
 /// How many times longer than on hardware the tests wait: emulation costs a factor of 10 to 20, their limits have slack.
 const SLOWER: u32 = 8;
-/// Longest silence on the console, four times the longest seen.
-const SILENCE: Duration = Duration::from_secs(240);
+/// Longest silence on the console: longer than any test waits for one thing.
+const SILENCE: Duration = Duration::from_secs(600);
 /// Longest time for one program; what hangs is shown and killed.
 const JOB: Duration = Duration::from_secs(15 * 60);
 /// Longest time for everything.
@@ -123,7 +127,7 @@ pub fn boot(cache: &Path, dir: &Path, load: &Load) -> anyhow::Result<Vec<String>
     let mut command = Command::new(MACHINE.qemu[0]);
     command
         .args(&MACHINE.qemu[1..])
-        .args(["-accel", "tcg,thread=multi", "-smp", "2", "-m", &MEMORY_MIB.to_string()])
+        .args(["-accel", "tcg,thread=single", "-smp", "2", "-m", &MEMORY_MIB.to_string()])
         .args(["-nodefaults", "-display", "none", "-no-reboot"])
         .args(["-serial", &format!("file:{}", console.display())])
         .arg("-kernel")
@@ -172,9 +176,11 @@ fn watch(machine: &mut Background, console: &Path) -> anyhow::Result<Vec<String>
     }
 }
 
-/// Directory with `tree`, `kernel` and `initrd`; made once per cache.
+/// Directory with `tree`, `kernel` and `initrd`; made once per cache and list of tools.
 fn base(cache: &Path) -> anyhow::Result<PathBuf> {
-    let base = cache.join("guest");
+    let mut hasher = std::hash::DefaultHasher::new();
+    std::hash::Hash::hash(TOOLS, &mut hasher);
+    let base = cache.join(format!("guest-{:08x}", std::hash::Hasher::finish(&hasher) >> 32));
     if base.join("initrd").exists() {
         return Ok(base);
     }

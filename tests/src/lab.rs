@@ -50,8 +50,15 @@ impl Place {
     /// Empties the directory and makes it. What an earlier laboratory of this name left running is ended.
     pub fn clear(&self) -> anyhow::Result<()> {
         sweep(&self.name);
+        // a tmpfs of an earlier laboratory, see below
+        let _ = crate::command::output(root("umount").args(["-q", "-l"]).arg(&self.dir));
         run(root("rm").arg("-rf").arg(&self.dir))?;
         fs::create_dir_all(&self.dir).with_context(|| format!("cannot make {}", self.dir.display()))?;
+        // In a container the build directory may lie on an overlay, where a node can keep nothing writable for its apps.
+        if rustix::fs::statfs(&self.dir)?.f_type == OVERLAYFS_MAGIC {
+            step("the build directory is an overlay: the laboratory gets a tmpfs");
+            run(root("mount").args(["-t", "tmpfs", "-o", TMPFS, "selvedge-lab"]).arg(&self.dir))?;
+        }
         fs::create_dir_all(&self.cache).with_context(|| format!("cannot make {}", self.cache.display()))
     }
 
@@ -59,6 +66,11 @@ impl Place {
         self.bin.join(name)
     }
 }
+
+/// `OVERLAYFS_SUPER_MAGIC`.
+const OVERLAYFS_MAGIC: rustix::fs::FsWord = 0x794c_7630;
+/// Room for the images and volumes of any test; whoever runs it writes there, as it would in a directory of its own.
+const TMPFS: &str = "size=4g,mode=1777";
 
 /// `SELVEDGE_LAB`, 0 to [`LAB_MAX`]: several checkouts may test on one machine at once, each with names, addresses and ports
 /// of its own.

@@ -60,9 +60,18 @@ pub enum InitError {
     Os { call: &'static str, source: std::io::Error },
     #[error("no channel")]
     Channel(#[from] FrameError),
+    #[error(
+        "{} lies on an overlay file system, and the writable layers of apps cannot: give --persist a directory on \
+         ext4, xfs, btrfs or tmpfs (in a container: a volume)",
+        path.display()
+    )]
+    Overlay { path: PathBuf },
     #[error("another init runs the node that has {}: stop that one first", path.display())]
     Claimed { path: PathBuf, source: rustix::io::Errno },
 }
+
+/// `OVERLAYFS_SUPER_MAGIC`.
+const OVERLAYFS_MAGIC: rustix::fs::FsWord = 0x794c_7630;
 
 /// Which process: service and, for a shim, app id.
 type Name = (String, String);
@@ -118,6 +127,13 @@ pub fn run(mut options: Options) -> Result<(), InitError> {
     Ok(())
 }
 
+/// The kernel takes no overlay as the writable part of another.
+fn is_overlay(path: &Path) -> Result<bool, InitError> {
+    let failed =
+        |errno: rustix::io::Errno| InitError::Directory { path: path.to_owned(), source: errno.into() };
+    Ok(rustix::fs::statfs(path).map_err(failed)?.f_type == OVERLAYFS_MAGIC)
+}
+
 impl Init {
     fn new(options: Options) -> Result<Init, InitError> {
         let all = manifests::load(options.manifests.as_deref(), options.services.as_deref())?;
@@ -131,6 +147,9 @@ impl Init {
             persist: directory(&options.persist)?,
             run: directory(&options.run)?,
         };
+        if is_overlay(&roots.persist)? {
+            return Err(InitError::Overlay { path: roots.persist });
+        }
         directory(&roots.run.join("root"))?;
         let own = directory(&roots.persist.join(INIT))?;
         let claim = |path: &Path| {

@@ -68,12 +68,9 @@ fn without_fingerprint(listing: &str) -> Vec<String> {
     let mut blocks: Vec<String> = Vec::new();
     let mut table = "";
     // nft writes addresses of the link layer by name only where it knows the link to be Ethernet; it means the same
-    let listing = listing
-        .replace("@ll,48,48", "ether saddr")
-        .replace("@ll,0,48", "ether daddr")
-        .replace("0x200000000ee", "02:00:00:00:00:ee")
-        .replace("{ 02:16:3e:00:00:05 } fwd", "02:16:3e:00:00:05 fwd")
-        .replace("{ 02:16:3e:00:00:06 } fwd", "02:16:3e:00:00:06 fwd");
+    let listing = listing.replace("@ll,48,48", "ether saddr").replace("@ll,0,48", "ether daddr");
+    let words: Vec<String> = listing.split(' ').map(link_address).collect();
+    let listing = words.join(" ").replace("daddr { ", "daddr ").replace(" } fwd", " fwd");
     for line in listing.lines().filter(|line| !line.is_empty() && *line != "}") {
         if line.starts_with("table") {
             table = line;
@@ -88,4 +85,15 @@ fn without_fingerprint(listing: &str) -> Vec<String> {
     blocks.retain(|block| !block.contains("fingerprint-"));
     blocks.sort();
     blocks
+}
+
+/// `0x2163e000005` as `02:16:3e:00:00:05`; other words as they are.
+fn link_address(word: &str) -> String {
+    let number = word.strip_prefix("0x").filter(|digits| digits.len() > 8);
+    match number.and_then(|digits| u64::from_str_radix(digits, 16).ok()) {
+        Some(number) => {
+            number.to_be_bytes()[2..].iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
+        }
+        None => word.to_owned(),
+    }
 }

@@ -151,8 +151,13 @@ fn memory_holds(pid: u32, text: &str) -> bool {
 
 /// Value of a file of the app's control group, whichever version this machine has.
 fn limit(pid: u32, controller: &str, v1: &str, v2: &str) -> String {
+    limit_while_it_runs(pid, controller, v1, v2).unwrap()
+}
+
+fn limit_while_it_runs(pid: u32, controller: &str, v1: &str, v2: &str) -> anyhow::Result<String> {
+    fs::metadata(format!("/proc/{pid}"))?;
     let file = if has_v2() { v2 } else { v1 };
-    run(root("cat").arg(group_dir(pid, controller).join(file))).unwrap().trim().to_owned()
+    Ok(run(root("cat").arg(group_dir(pid, controller).join(file)))?.trim().to_owned())
 }
 
 #[test]
@@ -199,11 +204,10 @@ fn limits_are_set_and_what_ends_or_takes_too_much_is_told() {
     apply(&lab, &app("later", "box:1", "apps", 8084, "").replace("64Mi", "96Mi"));
     wait_for("the limit is the new one", SOON, || {
         let pid = pids(&mut lab, &later).first().copied()?;
-        let set = fs::read_to_string(format!("/proc/{pid}/cgroup"))
-            .is_ok()
-            .then(|| limit(pid, "memory", "memory.limit_in_bytes", "memory.max"))?;
+        let names = ("memory.limit_in_bytes", "memory.max");
+        let set = limit_while_it_runs(pid, "memory", names.0, names.1).ok()?;
         (set == (96 << 20).to_string()).then_some(())
     })
-    .unwrap();
+    .unwrap_or_else(|error| panic!("{error}: {:#}", on_device(&lab, "later")));
     wait_answer(&mut lab, 8084, "one", SOON);
 }
