@@ -46,7 +46,9 @@ fn logs_and_metrics_of_apps_and_device_arrive() {
         let is_measured = |value: &Value| number(value).is_some_and(|number| number > 0.0);
         // in whole mebibytes it is nothing
         let memory = app["memory"]["usedPercentage"].clone();
-        (is_measured(&memory) && is_measured(&app["cpu"]["totalNs"])).then_some((metrics, app))
+        // processes and links are looked at by two services, each in its own time
+        let has_links = app["network"].as_array().is_some_and(|links| !links.is_empty());
+        (is_measured(&memory) && is_measured(&app["cpu"]["totalNs"]) && has_links).then_some((metrics, app))
     });
     let (metrics, app) = metrics.unwrap_or_else(|error| {
         panic!(

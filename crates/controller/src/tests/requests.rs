@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Requests that no good client sends, to every operation that the operator API describes, made from its own schemas:
-//! whatever comes, the answer is no failure of this side, and an error says in one form what to do next.
+//! Requests that no good client sends, to every operation that the operator API describes, made from its own schemas, and
+//! to every row of the device API's table: whatever comes, the answer is no failure of this side, and an error of the
+//! operator API says in one form what to do next. What strangers send over sockets stands in `tests/bad_input`.
 
 use super::*;
 use controller_core::resource::Kind;
+use eve_api::paths::Endpoint;
 
 /// Text of the module that names the routes.
 const ROUTES: &str = include_str!("../operator_api/mod.rs");
@@ -176,4 +178,38 @@ async fn every_field_of_every_kind_takes_or_refuses_any_value() {
     let large = vec![b' '; 64 << 20];
     let reply = ask(&controller, "POST", &plan, &token, large).await;
     assert_eq!((reply.status, judged(&reply)), (StatusCode::PAYLOAD_TOO_LARGE, None));
+}
+
+#[tokio::test]
+async fn every_call_of_the_device_api_refuses_nonsense_signed_or_not() {
+    const NOBODY: &str = "00000000-0000-4000-8000-000000000000";
+    let dir = tempfile::tempdir().unwrap();
+    let (_controller, node) = with_node(dir.path()).await;
+    let noise: Vec<u8> = (0..4_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    // A field of length 2^60, nesting without end, a gzip that breaks off, JSON where there is none to be.
+    let nested: Vec<u8> = (0..3_000_u32).flat_map(|_| [0x0a, 0xff, 0x7f]).collect();
+    let long = vec![0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x0f];
+    let payloads = [vec![], noise, nested, long, vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 1], b"{}".to_vec()];
+    let mut asked = 0;
+    for device in [&*node.id, NOBODY, "..", "%00"] {
+        for endpoint in Endpoint::all(device, NOBODY) {
+            let path = endpoint.to_string();
+            let path = path.strip_prefix(DEVICE_API).unwrap().trim_start_matches('/');
+            for payload in &payloads {
+                for reply in [node.send(path, payload.clone()).await, node.post(path, payload.clone()).await]
+                {
+                    asked += 1;
+                    let status = reply.status;
+                    let is_own_fault = status.is_server_error() && status != StatusCode::SERVICE_UNAVAILABLE;
+                    assert!(!is_own_fault, "{path} {payload:.20?}: {status}");
+                    let is_signed_well = device == node.id && status.is_success();
+                    let is_open = matches!(endpoint, Endpoint::Uuid | Endpoint::AppNewlogs { .. });
+                    let is_refused = status.is_client_error();
+                    assert!(is_refused || is_signed_well || is_open, "{path} {payload:.20?}: {status}");
+                }
+            }
+        }
+    }
+    assert!(asked > 600, "{asked}");
+    assert_eq!(node.poll("").await.status, StatusCode::OK, "the one that behaves is served");
 }
