@@ -136,9 +136,11 @@ async fn every_operation_answers_nonsense_with_a_problem_and_a_next_step() {
             let methods =
                 methods.filter(|method| method != "PARAMETERS").chain(["BREW".into(), "PATCH".into()]);
             for method in methods {
+                // Who sends no body by custom sends one kind of nonsense at most.
+                let bodies = if matches!(&*method, "PUT" | "POST") { &bodies[..] } else { &bodies[..2] };
                 for query in queries {
-                    for body in &bodies {
-                        for token in [&*token, "", "Bearer wrong"] {
+                    for body in bodies {
+                        for token in [&*token, "Bearer wrong"] {
                             let path = format!("{path}{query}");
                             let reply = ask(&controller, &method, &path, token, body.clone()).await;
                             asked += 1;
@@ -149,7 +151,7 @@ async fn every_operation_answers_nonsense_with_a_problem_and_a_next_step() {
             }
         }
     }
-    assert!(asked > 3_000, "{asked}");
+    assert!(asked > 1_000, "{asked}");
     assert!(wrong.is_empty(), "{} of {asked}:\n{}", wrong.len(), wrong[..wrong.len().min(20)].join("\n"));
 }
 
