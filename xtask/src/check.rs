@@ -30,7 +30,7 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ("controller-core", &["model", "reconcile", "trust"]),
     ("node-init", &["model", "reconcile", "ipc", "service"]),
     ("node-base", &["model", "reconcile", "ipc", "service", "node-core"]),
-    ("node-agent", &["model", "reconcile", "eve-api", "ipc", "service", "node-core"]),
+    ("node-agent", &["model", "reconcile", "eve-api", "oci", "ipc", "service", "node-core"]),
     ("node-vault", &["model", "reconcile", "trust", "eve-api", "ipc", "service", "node-core"]),
     ("node-net", &["model", "reconcile", "ipc", "service", "node-core"]),
     ("node-store", &["model", "reconcile", "oci", "ipc", "service", "node-core"]),

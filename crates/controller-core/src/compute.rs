@@ -32,7 +32,7 @@ use crate::image::{
     parse_image, parse_memory, parse_port_map, parse_port_range, parse_protocol, parse_registry,
 };
 use crate::intent::{Intent, Object};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, LedgerVolume};
 use crate::resource::{
     AclActionSpec, AclSpec, Addressing, AppSpec, BUILTIN_REGISTRY, DeviceSpec, Direction, Isolation,
     LimitSpec, NetworkKind, NetworkSpec, PortSpec, UserDataSpec,
@@ -129,6 +129,14 @@ pub fn app_id(app: Uuid, device: DeviceId) -> AppId {
 /// The id of an app's root volume on a device.
 pub fn root_volume_id(app: Uuid, device: DeviceId) -> VolumeId {
     VolumeId(wire_id(app, device, "root"))
+}
+
+/// The id of any other volume on a device.
+pub fn volume_id(volume: LedgerVolume<'_>, device: DeviceId) -> VolumeId {
+    VolumeId(match volume {
+        LedgerVolume::OfApp(app, path) => wire_id(app, device, &format!("volume{path}")),
+        LedgerVolume::Named(volume) => wire_id(volume, device, "volume"),
+    })
 }
 
 /// The id of a network on a device.

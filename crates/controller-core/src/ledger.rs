@@ -95,6 +95,15 @@ impl VolumeLedger {
     }
 }
 
+impl VolumeLedger {
+    /// The device has had a later one: the next is later still. Apps that use it are purged for it, see `AppLedger::uses`.
+    fn overtake(&mut self, reported: Option<u64>) {
+        if let Some(later) = reported.filter(|later| *later > self.generation) {
+            self.generation = later + 1;
+        }
+    }
+}
+
 impl AppLedger {
     /// Takes in what an app is made from now; counters rise when it differs from before.
     pub fn advance(&mut self, root: String, uses: String, run: String) {
@@ -127,6 +136,15 @@ pub struct Shown {
     pub generation: Option<u64>,
 }
 
+/// A volume of which a ledger keeps the generation, besides the roots of apps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LedgerVolume<'a> {
+    /// An app's own, by the app's uid and the mount path.
+    OfApp(Uuid, &'a str),
+    /// Of a Volume object, by its uid.
+    Named(Uuid),
+}
+
 /// How far a counter is raised when it is not known how far the device got: more than anybody counts by hand between a
 /// backup and its restore.
 const RESTORED_STRIDE: u32 = 1000;
@@ -135,13 +153,25 @@ impl Ledger {
     /// Ends the doubt after a restore. `is_known`: the device has the very config that the ledger was made with, so nothing
     /// was lost. Else each app that is not shown to be as ordered gets counters that no device has seen: of restarts always,
     /// since the app starts anew in any case; of its volume only when a later one was reported, since what an app wrote is
-    /// not given up on a suspicion.
-    pub fn settle(&mut self, is_known: bool, shown: impl Fn(Uuid) -> Shown) {
+    /// not given up on a suspicion. The same holds for all other volumes, of which `reported` says the highest generation
+    /// that the device has told.
+    pub fn settle(
+        &mut self,
+        is_known: bool,
+        shown: impl Fn(Uuid) -> Shown,
+        reported: impl Fn(LedgerVolume<'_>) -> Option<u64>,
+    ) {
         self.is_restored = false;
         if is_known {
             return;
         }
+        for (uid, volume) in &mut self.volumes {
+            volume.overtake(reported(LedgerVolume::Named(*uid)));
+        }
         for (uid, app) in &mut self.apps {
+            for (path, volume) in &mut app.volumes {
+                volume.overtake(reported(LedgerVolume::OfApp(*uid, path)));
+            }
             let shown = shown(*uid);
             if shown.is_as_ordered {
                 continue;
@@ -205,11 +235,12 @@ mod tests {
             ..Ledger::default()
         };
         let shown = |uid: Uuid| Shown { is_as_ordered: uid == same, generation: (uid == later).then_some(5) };
+        let told_nothing = |_: LedgerVolume<'_>| None;
         let mut known = restored.clone();
-        known.settle(true, shown);
+        known.settle(true, shown, told_nothing);
         assert_eq!((known.is_restored, &known.apps), (false, &restored.apps));
         let mut ledger = restored;
-        ledger.settle(false, shown);
+        ledger.settle(false, shown, told_nothing);
         let counters = |uid| {
             let app = &ledger.apps[&uid];
             (app.restart, app.purge, app.generation)
@@ -217,6 +248,31 @@ mod tests {
         assert_eq!(counters(same), (3, 2, 1));
         assert_eq!(counters(unseen), (1003, 2, 1));
         assert_eq!(counters(later), (1003, 7, 6));
+    }
+
+    #[test]
+    fn a_restored_ledger_raises_volumes_above_what_the_device_has_told_of_them() {
+        let (app, named, unseen) = (Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3));
+        let volume = |generation| VolumeLedger { origin: "o".into(), generation };
+        let own = AppLedger {
+            volumes: [("/a".into(), volume(4)), ("/b".into(), volume(4))].into(),
+            ..AppLedger::default()
+        };
+        let mut ledger = Ledger {
+            apps: [(app, own)].into(),
+            volumes: [(named, volume(4)), (unseen, volume(4))].into(),
+            is_restored: true,
+            ..Ledger::default()
+        };
+        let as_ordered = |_| Shown { is_as_ordered: true, generation: None };
+        ledger.settle(false, as_ordered, |of| match of {
+            LedgerVolume::OfApp(uid, "/a") if uid == app => Some(7),
+            LedgerVolume::OfApp(..) => Some(3),
+            LedgerVolume::Named(uid) => (uid == named).then_some(5),
+        });
+        let own = &ledger.apps[&app].volumes;
+        assert_eq!([own["/a"].generation, own["/b"].generation], [8, 4], "an earlier one is no news");
+        assert_eq!([ledger.volumes[&named].generation, ledger.volumes[&unseen].generation], [6, 4]);
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod notify;
 mod objects;
 mod observed;
 pub mod operator_api;
+mod refusals;
 pub mod registry;
 mod seal;
 mod serve;

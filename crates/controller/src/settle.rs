@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use controller_core::compute::{app_id, root_volume_id};
-use controller_core::ledger::Shown;
+use controller_core::compute::{app_id, root_volume_id, volume_id};
+use controller_core::ledger::{LedgerVolume, Shown};
 use model::id::{AppId, DeviceId};
 use model::report::Info;
 use uuid::Uuid;
@@ -50,13 +50,16 @@ impl Controller {
                 let is_known = !known.is_empty() && known == ledger.hash;
                 tracing::info!(device = name, is_known, "a restored device has come back");
                 let mut settled = ledger.clone();
-                settled.settle(is_known, |app| {
+                let shown = |app| {
                     let id = app_id(app, device);
                     let is_as_ordered =
                         ordered.get(&id).is_some_and(|version| versions.get(&id) == Some(version));
                     let generation = generations.get(&root_volume_id(app, device).0).copied();
                     Shown { is_as_ordered, generation }
-                });
+                };
+                let reported =
+                    |volume: LedgerVolume<'_>| generations.get(&volume_id(volume, device).0).copied();
+                settled.settle(is_known, shown, reported);
                 settled
             })
         };

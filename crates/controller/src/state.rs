@@ -166,6 +166,8 @@ pub struct Controller {
     onboarding: RwLock<HashMap<[u8; 32], Onboarding>>,
     /// Turns of devices whose config is computed for the first time since the start.
     pub computing: Semaphore,
+    /// Registrations that were refused.
+    pub(crate) refusals: crate::refusals::Refusals,
     pub counters: Counters,
     pub started: Instant,
     /// Log lines of nodes go here too, where they are exported.
@@ -278,6 +280,7 @@ impl Controller {
             nodes: RwLock::default(),
             onboarding: RwLock::default(),
             computing: Semaphore::new(COMPUTING),
+            refusals: crate::refusals::Refusals::default(),
             counters: Counters::default(),
             started: Instant::now(),
             exported_logs: settings.exported_logs,

@@ -25,6 +25,9 @@ use crate::store::SqliteStore;
 use crate::{device_api, operator_api};
 
 mod access;
+mod overload;
+mod registration;
+mod requests;
 mod restore;
 mod watch;
 

@@ -90,6 +90,31 @@ impl<'a> Endpoint<'a> {
         parts.next().is_none().then_some(endpoint)
     }
 
+    /// Every row of the table, for one device and one app.
+    pub fn all(device: &'a str, app: &'a str) -> Vec<Endpoint<'a>> {
+        let calls = [
+            DeviceCall::Config,
+            DeviceCall::Attest,
+            DeviceCall::Info,
+            DeviceCall::Metrics,
+            DeviceCall::Newlogs,
+            DeviceCall::AppNewlogs { app },
+            DeviceCall::Flowlog,
+            DeviceCall::HardwareHealth,
+            DeviceCall::ProxyScep,
+            DeviceCall::Logs,
+        ];
+        let calls = calls.map(|call| Endpoint::Device { device, call });
+        let others = [
+            Endpoint::Certs,
+            Endpoint::Register,
+            Endpoint::Uuid,
+            Endpoint::Ping,
+            Endpoint::AppNewlogs { app },
+        ];
+        others.into_iter().chain(calls).collect()
+    }
+
     /// Asked by GET; all others by POST.
     pub fn is_get(&self) -> bool {
         matches!(self, Endpoint::Certs | Endpoint::Ping)
@@ -141,26 +166,28 @@ mod tests {
 
     #[test]
     fn every_endpoint_reads_back_from_its_own_path() {
-        let calls = [
-            DeviceCall::Config,
-            DeviceCall::Attest,
-            DeviceCall::Info,
-            DeviceCall::Metrics,
-            DeviceCall::Newlogs,
-            DeviceCall::AppNewlogs { app: "A" },
-            DeviceCall::Flowlog,
-            DeviceCall::HardwareHealth,
-            DeviceCall::ProxyScep,
-            DeviceCall::Logs,
-        ];
-        let mut all = vec![
-            Endpoint::Certs,
-            Endpoint::Register,
-            Endpoint::Uuid,
-            Endpoint::Ping,
-            Endpoint::AppNewlogs { app: "A" },
-        ];
-        all.extend(calls.map(|call| Endpoint::Device { device: "U", call }));
+        // A new variant has to be numbered here, and then to be in the list.
+        let number = |endpoint: &Endpoint<'_>| match endpoint {
+            Endpoint::Certs => 0,
+            Endpoint::Register => 1,
+            Endpoint::Uuid => 2,
+            Endpoint::Ping => 3,
+            Endpoint::AppNewlogs { .. } => 4,
+            Endpoint::Device { call, .. } => match call {
+                DeviceCall::Config => 5,
+                DeviceCall::Attest => 6,
+                DeviceCall::Info => 7,
+                DeviceCall::Metrics => 8,
+                DeviceCall::Newlogs => 9,
+                DeviceCall::AppNewlogs { .. } => 10,
+                DeviceCall::Flowlog => 11,
+                DeviceCall::HardwareHealth => 12,
+                DeviceCall::ProxyScep => 13,
+                DeviceCall::Logs => 14,
+            },
+        };
+        let all = Endpoint::all("U", "A");
+        assert_eq!(all.iter().map(number).collect::<Vec<_>>(), (0..15).collect::<Vec<_>>());
         for endpoint in all {
             assert_eq!(Endpoint::parse(&endpoint.to_string()), Some(endpoint), "{endpoint}");
         }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::arbitrary;
+use common::{arbitrary, reports};
 use eve_api::{Message as _, parse, problems, render};
 use proptest::prelude::*;
 
@@ -23,17 +23,17 @@ proptest! {
     }
 
     #[test]
-    fn infos_read_back(message in arbitrary::info()) {
+    fn infos_read_back(message in reports::info()) {
         prop_assert_eq!(parse::info(&render::info(&message)).unwrap(), message);
     }
 
     #[test]
-    fn metrics_read_back(metrics in arbitrary::metrics()) {
+    fn metrics_read_back(metrics in reports::metrics()) {
         prop_assert_eq!(parse::metrics(&render::metrics(&metrics)).unwrap(), metrics);
     }
 
     #[test]
-    fn flows_read_back(report in arbitrary::flow_report()) {
+    fn flows_read_back(report in reports::flow_report()) {
         prop_assert_eq!(parse::flows(&render::flows(&report)).unwrap(), Some(report));
     }
 

@@ -47,9 +47,9 @@ fn seeds() {
         write("config", &format!("random-{i}"), &render::config_response(&config, "h"));
     });
     sample(6, &mut |runner, i| {
-        let info = common::arbitrary::info().new_tree(runner).unwrap().current();
+        let info = common::reports::info().new_tree(runner).unwrap().current();
         write("report", &format!("info-{i}"), &render::info(&info));
-        let metrics = common::arbitrary::metrics().new_tree(runner).unwrap().current();
+        let metrics = common::reports::metrics().new_tree(runner).unwrap().current();
         write("report", &format!("metrics-{i}"), &render::metrics(&metrics));
     });
     let pool = prost_reflect::DescriptorPool::decode(eve_api::DESCRIPTORS).unwrap();

@@ -48,6 +48,8 @@ pub struct ShimStatus {
     pub phase: ShimPhase,
     /// What the app's probe says, while it runs and has one.
     pub health: Option<Health>,
+    /// It wanted more processes than it may have, at the last look.
+    pub wants_processes: bool,
 }
 
 /// ```text

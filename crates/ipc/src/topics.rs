@@ -65,6 +65,8 @@ topics! {
     /// Key: empty.
     NodeObserved: "node-observed", "init", observed::NodeObserved;
     /// Key: empty.
+    BoxMetrics: "box-metrics", "init", observed::BoxMetrics;
+    /// Key: empty.
     VaultObserved: "vault-observed", "vault", observed::VaultObserved;
     /// Key: app id.
     AppStatus: "app-status", "planner", status::AppStatus;

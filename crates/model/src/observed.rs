@@ -228,6 +228,8 @@ pub struct PortObserved {
     pub addresses: Vec<Prefix4>,
     pub gateways: Vec<Ipv4Addr>,
     pub dns: Vec<Ipv4Addr>,
+    /// Domains in which short names are looked for.
+    pub search: Vec<String>,
 }
 
 /// Topic `storage-observed`, key: mount point.
@@ -249,7 +251,49 @@ pub struct ServiceObserved {
     pub started: MonoMs,
     /// Resident memory at the last look.
     pub memory_bytes: u64,
+    /// What its manifest allows.
+    pub memory_limit_bytes: u64,
     pub cpu_ns: u64,
+}
+
+/// What the firmware says of the box; empty where it says nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Firmware {
+    pub product_version: String,
+    pub product_uuid: String,
+    /// First entry of the device tree's `compatible`.
+    pub compatible: String,
+    pub bios_vendor: String,
+    pub bios_version: String,
+    pub bios_date: String,
+}
+
+/// The disk under a file system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskFacts {
+    /// Path of the block device.
+    pub device: String,
+    /// Empty where the kernel knows none.
+    pub serial: String,
+    /// As the kernel names it: `ext4`.
+    pub filesystem: String,
+}
+
+/// Topic `box-metrics`, key: empty. Written by init: what the whole box uses, whoever uses it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BoxMetrics {
+    pub memory_available_bytes: u64,
+    /// Of the disk under the node's data, if it lies on one that counts.
+    pub disk: Option<DiskCounters>,
+}
+
+/// Since the box booted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskCounters {
+    pub read_bytes: u64,
+    pub written_bytes: u64,
+    pub reads: u64,
+    pub writes: u64,
 }
 
 /// Topic `node-observed`, key: empty. Written by init: facts of the box.
@@ -267,6 +311,11 @@ pub struct NodeObserved {
     pub manufacturer: String,
     pub product: String,
     pub serial: String,
+    pub firmware: Firmware,
+    /// The kernel has a hardware watchdog.
+    pub has_watchdog: bool,
+    /// The disk under the node's data; `None` where they lie on no disk of this kernel.
+    pub disk: Option<DiskFacts>,
     /// Runs on another Linux instead of being its own.
     pub is_hosted: bool,
     /// Start of the node software, counted over its life on this disk.

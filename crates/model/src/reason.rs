@@ -110,6 +110,8 @@ reasons! {
     AppExited, Warning, Automatic, "check the app's log";
     /// The app was killed for using more memory than its limit.
     AppOutOfMemory, Error, Automatic, "raise the app's memory";
+    /// The app was refused more processes than its limit.
+    AppProcessLimit, Warning, Automatic, "check what the app starts; with more memory it may have more processes";
     /// The app runs, and does not answer its probe.
     AppUnhealthy, Warning, Automatic, "check the app's log and the probe's port and path";
     /// A secret of the config cannot be decrypted.

@@ -13,8 +13,9 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::flow::FlowCounters;
-use crate::id::{AppId, DeviceId, Digest, NetworkInstanceId, VolumeId};
-use crate::observed::{AppMetrics, LinkMetrics, PortObserved};
+use crate::id::{AppId, DeviceId, Digest, NetworkId, NetworkInstanceId, VolumeId};
+use crate::net::Mac;
+use crate::observed::{AppMetrics, DiskCounters, DiskFacts, Firmware, LinkMetrics, PortObserved};
 use crate::reason::Fault;
 use crate::status::{
     AppStatus, ConfigItemStatus, ContentTreeStatus, NetworkInstanceStatus, NetworkKind, SwState, VolumeStatus,
@@ -64,6 +65,7 @@ pub struct DeviceStatus {
     pub manufacturer: String,
     pub product: String,
     pub serial: String,
+    pub firmware: Firmware,
     pub cpus: u32,
     pub memory_bytes: u64,
     pub storage_bytes: u64,
@@ -77,6 +79,8 @@ pub struct DeviceStatus {
     pub shutdown_counter: u32,
     pub software: Vec<SoftwareStatus>,
     pub ports: Vec<PortStatus>,
+    pub port_config: PortConfigStatus,
+    pub adapters: Vec<AdapterStatus>,
     pub mounts: Vec<MountStatus>,
     pub items: Vec<ConfigItemStatus>,
     pub apps: Vec<(AppId, String)>,
@@ -86,6 +90,8 @@ pub struct DeviceStatus {
     pub maintenance: Vec<i32>,
     /// The machine has hardware virtualization.
     pub has_virtualization: bool,
+    /// The machine has a hardware watchdog.
+    pub has_watchdog: bool,
 }
 
 /// `ZDeviceState`.
@@ -135,8 +141,48 @@ pub struct PortStatus {
     pub label: String,
     pub is_uplink: bool,
     pub cost: u8,
+    /// How the config orders it to be addressed; `None` where no config does.
+    pub addressing: Option<AddressingKind>,
+    pub network: Option<NetworkId>,
+    /// As `PhyIoMemberUsage` counts.
+    pub usage: i32,
     pub observed: PortObserved,
     pub fault: Option<Fault>,
+}
+
+/// `DHCPType`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AddressingKind {
+    None,
+    Dhcp,
+    Static,
+}
+
+/// How far the config of the ports is proven (`DevicePortStatus`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortConfigStatus {
+    /// When it was made.
+    pub made_at: Option<WallTime>,
+    /// When the controller was last reached over it, and last not.
+    pub last_success: Option<WallTime>,
+    pub last_failure: Option<WallTime>,
+    /// Why it was not, while it is not.
+    pub error: String,
+}
+
+/// Physical adapters that can only be assigned together (`ZioBundle`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdapterStatus {
+    /// As `PhyIoType` counts.
+    pub kind: i32,
+    /// Assignment group; may be empty.
+    pub group: String,
+    /// Logical labels.
+    pub members: Vec<String>,
+    pub macs: Vec<Mac>,
+    /// As `PhyIoMemberUsage` counts.
+    pub usage: i32,
+    pub is_used_by_node: bool,
 }
 
 /// A file system (`ZInfoStorage`).
@@ -146,6 +192,8 @@ pub struct MountStatus {
     pub total_bytes: u64,
     /// Holds the apps' data.
     pub is_storage: bool,
+    /// Known for the one that holds the apps' data.
+    pub disk: Option<DiskFacts>,
 }
 
 /// Where keys live and whether data at rest is encrypted.
@@ -155,6 +203,9 @@ pub struct SecurityStatus {
     pub data_at_rest: DataAtRest,
     /// Says why, where it is not enabled.
     pub data_at_rest_text: String,
+    /// Of the trust in the controller's certificates, and of that in its TLS server, as the files hold them.
+    pub root_certs_sha256: Option<Digest>,
+    pub tls_root_certs_sha256: Option<Digest>,
 }
 
 /// `HwSecurityModuleStatus`.
@@ -198,8 +249,12 @@ pub struct NodeMetrics {
     pub memory_used_bytes: u64,
     /// Used by the node's own services.
     pub services_used_bytes: u64,
+    /// What they may use at most.
+    pub services_allotted_bytes: u64,
     /// Allotted to apps.
     pub apps_allotted_bytes: u64,
+    /// Taken by images and volumes.
+    pub apps_storage_bytes: u64,
     pub links: Vec<LinkMetrics>,
     pub disks: Vec<DiskReport>,
     pub uplinks: Vec<UplinkReport>,
@@ -217,6 +272,9 @@ pub struct DiskReport {
     pub path: String,
     pub total_bytes: u64,
     pub used_bytes: u64,
+    /// Block device below it; empty: none is known.
+    pub device: String,
+    pub counters: DiskCounters,
 }
 
 /// Requests to the controller over one port (`zedcloudMetric`).

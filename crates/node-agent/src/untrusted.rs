@@ -3,7 +3,8 @@
 
 use std::net::IpAddr;
 
-use crate::fetch::challenge::{Challenge, escape};
+use oci::challenge::{Challenge, escape};
+
 use crate::resolve;
 
 /// What a registry demands, read from its headers. What is sent back must not break out of its place.

@@ -47,7 +47,7 @@ pub fn planner_state(dir: &Path) -> bool {
             assert_eq!(file.load().expect("and read again"), (memory, desired));
             true
         }
-        Err(StateError::Torn) => false,
+        Err(StateError::Torn | StateError::Format(_)) => false,
         Err(error) => panic!("{error}"),
     }
 }

@@ -41,5 +41,6 @@ fn port(name: &str) -> Port {
         addresses: Vec::new(),
         gateways: Vec::new(),
         dns: Vec::new(),
+        search: Vec::new(),
     }
 }

@@ -4,18 +4,19 @@
 use std::fs;
 use std::path::Path;
 
-use model::observed::NodeObserved;
+use model::observed::{BoxMetrics, DiskFacts, Firmware, NodeObserved};
 use model::time::WallTime;
 use service::durable;
 
+use crate::disk::Disk;
 use crate::heartbeat::State;
 
 /// Bytes taken of one fact.
 const MAX_FACT_BYTES: usize = 128;
 
 /// Of the box. `restart_counter` is counted by [`count_start`]; `given_serial` comes from [`given_serial`] and stands in
-/// where the firmware tells none.
-pub fn node(restart_counter: u32, given_serial: String) -> NodeObserved {
+/// where the firmware tells none; `disk` is the one under the node's data.
+pub fn node(restart_counter: u32, given_serial: String, disk: Option<DiskFacts>) -> NodeObserved {
     let uname = rustix::system::uname();
     let text = |value: &std::ffi::CStr| clean(&value.to_string_lossy());
     let dmi = |name: &str| read(&format!("/sys/class/dmi/id/{name}"));
@@ -35,6 +36,16 @@ pub fn node(restart_counter: u32, given_serial: String) -> NodeObserved {
         serial: Some(or(firmware_serial, "/proc/device-tree/serial-number"))
             .filter(|serial| !serial.is_empty())
             .unwrap_or(given_serial),
+        firmware: Firmware {
+            product_version: dmi("product_version"),
+            product_uuid: dmi("product_uuid"),
+            compatible: compatible(&fs::read("/proc/device-tree/compatible").unwrap_or_default()),
+            bios_vendor: dmi("bios_vendor"),
+            bios_version: dmi("bios_version"),
+            bios_date: dmi("bios_date"),
+        },
+        has_watchdog: fs::read_dir("/sys/class/watchdog").is_ok_and(|mut all| all.next().is_some()),
+        disk,
         is_hosted: true,
         restart_counter,
     }
@@ -114,18 +125,32 @@ fn count_list(text: &str) -> Option<u32> {
     text.split(',').map(count).sum()
 }
 
+/// The first of several texts that each end with a zero byte.
+fn compatible(untrusted_list: &[u8]) -> String {
+    clean(&String::from_utf8_lossy(untrusted_list.split(|byte| *byte == 0).next().unwrap_or_default()))
+}
+
+/// What the whole box uses now.
+pub fn box_metrics(disk: Option<&Disk>) -> BoxMetrics {
+    BoxMetrics { memory_available_bytes: meminfo("MemAvailable:"), disk: disk.and_then(Disk::counters) }
+}
+
 fn memory_bytes() -> u64 {
+    meminfo("MemTotal:")
+}
+
+fn meminfo(name: &str) -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
 }
 
-fn read(path: &str) -> String {
+pub(crate) fn read(path: &str) -> String {
     clean(&String::from_utf8_lossy(&fs::read(path).unwrap_or_default()))
 }
 
-fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     let text: String = text.chars().filter(|c| !c.is_control()).collect();
     let text = text.trim();
     text[..text.floor_char_boundary(MAX_FACT_BYTES)].to_string()
@@ -165,9 +190,21 @@ mod tests {
 
     #[test]
     fn this_box_has_facts() {
-        let node = node(3, "given".into());
+        let node = node(3, "given".into(), None);
         assert!(node.cpus > 0 && node.memory_bytes > 0 && !node.kernel.is_empty());
         assert_eq!(node.restart_counter, 3);
         assert!(memory_of(std::process::id() as i32) > 0);
+    }
+    #[test]
+    fn of_a_device_tree_the_first_name_counts() {
+        assert_eq!(compatible(b"acme,box-2\0acme,box\0"), "acme,box-2");
+        assert_eq!(compatible(b""), "");
+    }
+
+    #[test]
+    fn memory_that_is_available_is_less_than_all() {
+        let metrics = box_metrics(None);
+        assert!(metrics.memory_available_bytes > 0 && metrics.memory_available_bytes < memory_bytes());
+        assert_eq!(metrics.disk, None);
     }
 }

@@ -11,6 +11,7 @@ pub mod anchor;
 pub mod args;
 pub mod backoff;
 pub mod cgroup;
+pub mod disk;
 pub mod facts;
 pub mod heartbeat;
 pub mod manifests;

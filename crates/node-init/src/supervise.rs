@@ -24,7 +24,7 @@ use std::sync::Arc;
 use ipc::boot::Role;
 use ipc::frame::{Channel, FrameError};
 use ipc::manifest::{Instances, Manifest};
-use ipc::topics::{NodeObserved, ServiceObserved, Topic};
+use ipc::topics::{BoxMetrics, NodeObserved, ServiceObserved, Topic};
 use model::observed;
 use model::time::MonoMs;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -35,6 +35,7 @@ use service::{IncomingCall, clock, log};
 use crate::adopt::{self, Claim};
 use crate::args::Options;
 use crate::cgroup::{CgroupError, Cgroups};
+use crate::disk::Disk;
 use crate::spawn::{self, Roots, SpawnError};
 use crate::wiring::{self, INIT, Party};
 use crate::{facts, manifests};
@@ -89,6 +90,8 @@ struct Init {
     /// Calls that init answers.
     callers: BTreeMap<Name, Arc<Channel>>,
     signals: OwnedFd,
+    /// Under the node's data.
+    disk: Option<Disk>,
     next_look: MonoMs,
     stopping: Option<Stopping>,
     _claims: [Claim; 2],
@@ -176,8 +179,12 @@ impl Init {
             log::error(format_args!("{} cannot be written: {error}", own.display()));
         }
         let mut bus = Bus::default();
-        publish::<NodeObserved>(&mut bus, "", &facts::node(restart_counter, serial));
+        let disk = Disk::below(&roots.persist);
+        let disk_facts = disk.as_ref().map(|disk| disk.facts.clone());
+        publish::<NodeObserved>(&mut bus, "", &facts::node(restart_counter, serial, disk_facts));
         bus.synced(NodeObserved::NAME);
+        publish::<BoxMetrics>(&mut bus, "", &facts::box_metrics(disk.as_ref()));
+        bus.synced(BoxMetrics::NAME);
         let processes = order.iter().map(|name| ((name.clone(), String::new()), Process::default()));
         Ok(Init {
             processes: processes.collect(),
@@ -190,6 +197,7 @@ impl Init {
             bus,
             callers: BTreeMap::new(),
             signals,
+            disk,
             next_look: clock::mono().plus_s(LOOK_S),
             stopping: None,
             _claims: [own_claim, group_claim],
@@ -279,6 +287,7 @@ impl Init {
         self.look_at_health(now);
         if self.next_look <= now {
             self.next_look = now.plus_s(LOOK_S);
+            publish::<BoxMetrics>(&mut self.bus, "", &facts::box_metrics(self.disk.as_ref()));
             let names: Vec<Name> = self.processes.keys().cloned().collect();
             for name in names {
                 self.publish_service(&name);
@@ -475,6 +484,9 @@ impl Init {
             restarts: process.restarts(),
             started: running.map_or(MonoMs(0), |running| running.started),
             memory_bytes: pid.map_or(0, facts::memory_of),
+            memory_limit_bytes: self
+                .manifest(&name.0)
+                .map_or(0, |manifest| u64::from(manifest.limits.memory_max_mib) << 20),
             cpu_ns: self.cgroups.cpu_ns(&name.0),
         };
         publish::<ServiceObserved>(&mut self.bus, &name.0, &value);

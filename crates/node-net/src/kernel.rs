@@ -27,6 +27,9 @@ use crate::route::{self, Link, NewVeth};
 const EVERYTHING: Prefix4 = Prefix4 { address: Ipv4Addr::UNSPECIFIED, length: 0 };
 /// Name servers of one port that are reported and asked.
 const MAX_PORT_DNS: usize = 4;
+/// Search domains that are reported, as many as resolvers take, and bytes of one name (RFC 1035).
+const MAX_SEARCH: usize = 6;
+const MAX_NAME: usize = 253;
 /// Bytes of a resolv.conf that are read.
 const MAX_RESOLV_CONF: usize = 64 * 1024;
 
@@ -307,7 +310,7 @@ pub(crate) fn ports(links: &BTreeMap<String, Link>, source: &PortSource) -> Vec<
             source.names.contains(name)
         }
     };
-    let dns = name_servers(source);
+    let Resolver { servers: dns, search } = resolver(source);
     let ports: Vec<(&String, &Link)> = links.iter().filter(|(name, link)| is_port(name, link)).collect();
     let has_any_gateway = ports.iter().any(|(_, link)| !link.gateways.is_empty());
     ports
@@ -321,29 +324,66 @@ pub(crate) fn ports(links: &BTreeMap<String, Link>, source: &PortSource) -> Vec<
             gateways: link.gateways.clone(),
             // They are the box's; they are reached where the way out is.
             dns: if link.gateways.is_empty() && has_any_gateway { Vec::new() } else { dns.clone() },
+            search: if link.gateways.is_empty() && has_any_gateway { Vec::new() } else { search.clone() },
         })
         .collect()
 }
 
-fn name_servers(source: &PortSource) -> Vec<Ipv4Addr> {
-    let mut servers = source.dns.clone();
-    if servers.is_empty()
-        && let Some(path) = &source.resolv_conf
-        && let Ok(untrusted_text) = fs::read(path)
-    {
-        let text = String::from_utf8_lossy(&untrusted_text[..untrusted_text.len().min(MAX_RESOLV_CONF)]);
-        servers = text
-            .lines()
-            .filter_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse::<Ipv4Addr>().ok())
-            // One on the loopback of another namespace is not there for us.
-            .filter(|server| !server.is_loopback() && !server.is_unspecified())
-            .collect();
+/// What the box asks names of, and where it looks for short ones.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Resolver {
+    servers: Vec<Ipv4Addr>,
+    search: Vec<String>,
+}
+
+fn resolver(source: &PortSource) -> Resolver {
+    let untrusted_text = source.resolv_conf.as_ref().and_then(|path| fs::read(path).ok()).unwrap_or_default();
+    let text = String::from_utf8_lossy(&untrusted_text[..untrusted_text.len().min(MAX_RESOLV_CONF)]);
+    let mut out = read_resolv_conf(&text);
+    if !source.dns.is_empty() {
+        out.servers = source.dns.clone();
     }
-    servers.truncate(MAX_PORT_DNS);
-    servers
+    out.servers.truncate(MAX_PORT_DNS);
+    out
+}
+
+fn read_resolv_conf(untrusted_text: &str) -> Resolver {
+    let mut out = Resolver::default();
+    for line in untrusted_text.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("nameserver") => {
+                out.servers.extend(words.next().and_then(|word| word.parse::<Ipv4Addr>().ok()))
+            }
+            // The last line of its kind counts; `domain` is a search list of one.
+            Some("search" | "domain") => {
+                out.search = words.filter(|word| word.len() <= MAX_NAME).map(str::to_owned).collect();
+            }
+            _ => {}
+        }
+    }
+    // One on the loopback of another namespace is not there for us.
+    out.servers.retain(|server: &Ipv4Addr| !server.is_loopback() && !server.is_unspecified());
+    out.search.truncate(MAX_SEARCH);
+    out
 }
 
 fn failed(link: &str, error: &NetlinkError) -> Fault {
     let cause = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
     Fault::new(Reason::NetworkFailed, format!("{link}: {error}{cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_resolv_conf_servers_elsewhere_and_the_last_search_list_count() {
+        let text = "# made\nnameserver 127.0.0.53\nnameserver 192.0.2.53\nnameserver ::1\n\
+                    domain old.example\nsearch a.example  b.example\noptions edns0\nnameserver\n";
+        let servers = vec!["192.0.2.53".parse().unwrap()];
+        let search = vec!["a.example".to_owned(), "b.example".to_owned()];
+        assert_eq!(read_resolv_conf(text), Resolver { servers, search });
+        assert_eq!(read_resolv_conf(""), Resolver::default());
+    }
 }

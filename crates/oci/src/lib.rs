@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod challenge;
 pub mod config;
 pub mod digest;
 pub mod layer;

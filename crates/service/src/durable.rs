@@ -7,7 +7,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Replaces `dir/name`, readable by its owner alone. When it returns `Ok` the content survives a power cut; otherwise what
 /// was there before still stands.
@@ -33,34 +33,6 @@ pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Bytes that a process keeps on its disk for nothing, to be given up for what it must be able to write when the disk is
-/// full: the order that makes room is such a thing.
-#[derive(Debug)]
-pub struct Reserve {
-    dir: PathBuf,
-    bytes: usize,
-}
-
-impl Reserve {
-    const FILE: &str = "reserve";
-
-    pub fn new(dir: &Path, bytes: usize) -> Reserve {
-        Reserve { dir: dir.to_owned(), bytes }
-    }
-
-    /// Makes it, where it is not there.
-    pub fn keep(&self) -> io::Result<()> {
-        let size = fs::metadata(self.dir.join(Self::FILE)).map_or(0, |meta| meta.len());
-        // Zeros are written, since not every file system can only reserve.
-        if size == self.bytes as u64 { Ok(()) } else { replace(&self.dir, Self::FILE, &vec![0; self.bytes]) }
-    }
-
-    /// Takes it away; false when it was not there.
-    pub fn give_up(&self) -> bool {
-        fs::remove_file(self.dir.join(Self::FILE)).is_ok()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,19 +47,6 @@ mod tests {
         let mode = fs::metadata(dir.path().join("a")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_reserve_is_given_up_once_and_kept_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let reserve = Reserve::new(dir.path(), 5000);
-        assert!(!reserve.give_up());
-        reserve.keep().unwrap();
-        reserve.keep().unwrap();
-        assert_eq!(fs::metadata(dir.path().join("reserve")).unwrap().len(), 5000);
-        assert!(reserve.give_up() && !reserve.give_up());
-        reserve.keep().unwrap();
-        assert!(reserve.give_up());
     }
 
     #[test]

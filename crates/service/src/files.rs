@@ -56,7 +56,8 @@ pub fn erase(files: &dyn Files, dir: &str, name: &str) -> io::Result<()> {
     }
 }
 
-/// Room kept free for the day the disk is full, as [`crate::durable::Reserve`] keeps it.
+/// Bytes that a process keeps on its disk for nothing, to be given up for what it must be able to write when the disk is
+/// full: the order that makes room is such a thing.
 #[derive(Debug)]
 pub struct Reserve {
     bytes: usize,
@@ -175,5 +176,23 @@ impl Files for Directory {
 impl AsRef<Path> for Directory {
     fn as_ref(&self) -> &Path {
         &self.root
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reserve_is_given_up_once_and_kept_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (files, reserve) = (Directory::new(dir.path()), Reserve::new(5000));
+        assert!(!reserve.give_up(&files));
+        reserve.keep(&files).unwrap();
+        reserve.keep(&files).unwrap();
+        assert_eq!(fs::metadata(dir.path().join(Reserve::NAME)).unwrap().len(), 5000);
+        assert!(reserve.give_up(&files) && !reserve.give_up(&files));
+        reserve.keep(&files).unwrap();
+        assert!(reserve.give_up(&files));
     }
 }

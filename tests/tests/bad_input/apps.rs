@@ -41,6 +41,8 @@ fn apps_that_cannot_be_or_misbehave_are_told_and_harm_nobody() {
         + &app("hogs", "box:1", "apps", 8105, "env: {MODE: hog}")
         + &app("broken", "box:1", "apps", 8106, "userData: {text: no variable at all}")
         + &scripted("bomb", 8107, "b() { while :; do sleep 100 & done; }; (b & b & b) 2> /dev/null")
+        + &scripted("fills", 8112, "dd if=/dev/zero of=/tmp/all bs=1M count=200 2> /dev/null &")
+            .replace("64Mi", "64Mi, disk: 16Mi")
         + &scripted("floods", 8108, "(while :; do echo flood flood flood; done) &")
         + &scripted("deaf", 8109, "trap : TERM INT; (httpd -f -p 80 -h /srv &); while :; do sleep 1; done")
         + &app("caged", "box:1", "apps", 8110, "isolation: vm");
@@ -55,7 +57,8 @@ fn apps_that_cannot_be_or_misbehave_are_told_and_harm_nobody() {
         ("caged", &["IsolationUnavailable: "]),
         ("floods", &["state: RUNNING"]),
         ("deaf", &["state: RUNNING"]),
-        ("bomb", &["state: RUNNING"]),
+        ("bomb", &["state: RUNNING", "AppProcessLimit: "]),
+        ("fills", &["VolumeFull: "]),
     ];
     wait_told(&lab, start, rows);
 
@@ -93,7 +96,7 @@ fn apps_that_cannot_be_or_misbehave_are_told_and_harm_nobody() {
     step("one that hears no signal");
     wait_answer(&mut lab, 8109, "one", SOON);
     let id = on_device(&lab, "deaf")["id"].as_str().unwrap().to_owned();
-    lab.controller.cli(&["delete", "app/deaf", "app/bomb", "app/floods", "app/hogs"]).unwrap();
+    lab.controller.cli(&["delete", "app/deaf", "app/bomb", "app/floods", "app/hogs", "app/fills"]).unwrap();
     wait_for("the deaf app is gone", KILLED, || pids(&mut lab, &id).is_empty().then_some(())).unwrap();
 
     step("what is put right comes up by itself");

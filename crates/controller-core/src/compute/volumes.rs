@@ -6,13 +6,13 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use model::config::{ContentFormat, ContentTree, Datastore, DeviceConfig, Volume, VolumeOrigin, VolumeRef};
-use model::id::{ContentTreeId, DatastoreId, VolumeId, VolumeKey};
+use model::id::{ContentTreeId, DatastoreId, VolumeKey};
 
-use super::{Builder, Used, wire_id};
+use super::{Builder, Used, volume_id, wire_id};
 use crate::flatten::digest;
 use crate::image::{parse_image, parse_memory, parse_server};
 use crate::intent::Object;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, LedgerVolume};
 use crate::resource::{AppSpec, AppVolumeSpec, FileSpec, ImageSpec, OnFailure, ProbeSpec, VolumeSpec};
 
 /// What of a volume reaches an app only when it starts.
@@ -67,7 +67,7 @@ impl<'a> Builder<'a> {
         let origin =
             digest(&(&spec.file, &spec.image, self.source(spec), spec.read_only, spec.purge_counter));
         let generation = ledger.volumes.entry(volume.uid).or_default().advance(origin);
-        let key = VolumeKey { id: VolumeId(wire_id(volume.uid, self.id, "volume")), generation };
+        let key = VolumeKey { id: volume_id(LedgerVolume::Named(volume.uid), self.id), generation };
         if config.volume(key).is_some() {
             return Some(key);
         }
@@ -111,8 +111,8 @@ impl<'a> Builder<'a> {
         let origin = digest(&(&image, self.registry_address(&app.spec.registry), app.spec.purge_counter));
         let entry = ledger.apps.entry(app.uid).or_default().volumes.entry(path.clone()).or_default();
         let generation = entry.advance(origin);
-        let id = wire_id(app.uid, self.id, &format!("volume{path}"));
-        let key = VolumeKey { id: VolumeId(id), generation };
+        let id = volume_id(LedgerVolume::OfApp(app.uid, path), self.id);
+        let key = VolumeKey { id, generation };
         let name = format!("{} {path}", app.name);
         let origin = match &image {
             None => VolumeOrigin::Blank,

@@ -29,18 +29,55 @@ pub(super) async fn register(controller: &Arc<Controller>, envelope: DeviceEnvel
     let sender = sender.ok_or_else(|| malformed("senderCert is missing"))?;
     let sender = certs::first_der(&sender).map_err(|error| malformed(error.to_string()))?;
     let Some(onboarding) = controller.onboarding(&certs::der_hash(&sender)) else {
-        return Err(Answer::refuse(StatusCode::FORBIDDEN, "the onboarding certificate is not known"));
+        let why = "the onboarding certificate is not known";
+        return Err(refused(controller, "", StatusCode::FORBIDDEN, why));
     };
     let payload = envelope.verify(&onboarding.cert_der).map_err(unauthorized)?;
+    if let Some(why) = age(&onboarding.cert_der, now_ms() / 1000) {
+        let why = format!("the onboarding certificate {why}");
+        return Err(refused(controller, &onboarding.token, StatusCode::FORBIDDEN, &why));
+    }
     let registration = parse_registration(&payload).map_err(|error| {
         let status = match error {
             RegisterError::Malformed => StatusCode::BAD_REQUEST,
             RegisterError::Certificate | RegisterError::Serial => StatusCode::UNPROCESSABLE_ENTITY,
         };
-        Answer::refuse(status, error.to_string())
+        refused(controller, &onboarding.token, status, &error.to_string())
     })?;
+    if let Some(why) = age(&registration.device_der, now_ms() / 1000) {
+        let why = format!("the device certificate of serial '{}' {why}", registration.serial);
+        return Err(refused(controller, &onboarding.token, StatusCode::UNPROCESSABLE_ENTITY, &why));
+    }
     let controller = controller.clone();
     tokio::task::spawn_blocking(move || enroll(&controller, &onboarding.token, registration)).await?
+}
+
+/// A device's clock may be ahead of this one by so much when it makes its certificate.
+const CLOCK_SLACK_S: i64 = 86_400;
+
+/// What is wrong with the age of a certificate. It counts at the door alone: a device that is in is known by its key.
+fn age(cert_der: &[u8], now_s: i64) -> Option<&'static str> {
+    match certs::validity(cert_der) {
+        Ok((_, end)) if end < now_s => Some("has expired"),
+        Ok((start, _)) if start > now_s + CLOCK_SLACK_S => Some("is not valid yet"),
+        Ok(_) => None,
+        Err(_) => Some("cannot be read"),
+    }
+}
+
+/// Refuses a registration, for the operator to see: on the token it came with, or, without one, on the list of events.
+fn refused(controller: &Controller, token: &str, status: StatusCode, why: &str) -> Answer {
+    let object = if token.is_empty() { "controller".to_owned() } else { format!("jointoken/{token}") };
+    let now_ms = now_ms();
+    if controller.refusals.is_news(now_ms, &object, why) {
+        controller.observed.event(
+            now_ms,
+            object,
+            "RegistrationRefused",
+            format!("{} {why}", status.as_u16()),
+        );
+    }
+    Answer::refuse(status, why)
 }
 
 fn enroll(controller: &Controller, token: &str, registration: Registration) -> Outcome {
@@ -73,8 +110,13 @@ fn enroll(controller: &Controller, token: &str, registration: Registration) -> O
     let serial = &registration.serial;
     tracing::info!(%serial, soft_serial = registration.soft_serial, %status, "registration");
     match status {
-        StatusCode::FORBIDDEN => Err(Answer::refuse(status, "the serial is not listed")),
-        StatusCode::CONFLICT => Err(Answer::refuse(status, "the serial belongs to another device")),
+        StatusCode::FORBIDDEN => {
+            Err(refused(controller, token, status, &format!("the serial '{serial}' is not listed")))
+        }
+        StatusCode::CONFLICT => {
+            let why = format!("the serial '{serial}' belongs to another device");
+            Err(refused(controller, token, status, &why))
+        }
         done => Ok(Answer::done(done)),
     }
 }

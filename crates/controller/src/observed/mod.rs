@@ -156,6 +156,12 @@ impl Observed {
         }
     }
 
+    /// Nothing is written until what this gives back is dropped.
+    #[cfg(test)]
+    pub(crate) fn hold(&self) -> std::sync::mpsc::SyncSender<()> {
+        self.writer.hold()
+    }
+
     /// The newest events in memory.
     pub fn recent(&self) -> &Recent {
         &self.recent

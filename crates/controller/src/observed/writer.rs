@@ -84,6 +84,9 @@ enum Job {
     Forget {
         device: Uuid,
     },
+    /// A disk that does not go on, until the other end is dropped.
+    #[cfg(test)]
+    Hold(Receiver<()>),
 }
 
 /// Object the bytes speak of (empty: none), and the bytes.
@@ -192,6 +195,14 @@ impl Writer {
         answer.await.map_err(|_| gone())?
     }
 
+    /// Nothing is written until what this gives back is dropped.
+    #[cfg(test)]
+    pub(super) fn hold(&self) -> SyncSender<()> {
+        let (held, until) = sync_channel(0);
+        self.jobs.send(Job::Hold(until)).expect("the thread runs");
+        held
+    }
+
     /// Deletes all streams of a device.
     pub(super) fn forget(&self, device: Uuid) {
         if self.jobs.send(Job::Forget { device }).is_err() {
@@ -268,6 +279,8 @@ impl Files {
                     // A reader that went away is no error.
                     let _ = reply.send(records);
                 }
+                #[cfg(test)]
+                Job::Hold(until) => drop(until.recv()),
                 Job::Forget { device } => {
                     self.open.retain(|(id, _), _| *id != device);
                     self.known.retain(|(id, _), _| *id != device);

@@ -82,6 +82,7 @@ pub fn router(controller: Api) -> Router {
         .merge(protected)
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "NotFound", "no such path") })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(axum::middleware::map_response(problem::uniform))
         .with_state(controller)
 }
 

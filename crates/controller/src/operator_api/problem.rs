@@ -161,17 +161,59 @@ impl From<ChangeError> for Problem {
     }
 }
 
+/// What to do about an error of which nothing more is known.
+fn usual_step(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::UNAUTHORIZED => "send a token: Authorization: Bearer TOKEN",
+        StatusCode::FORBIDDEN => "use a token whose role allows it: selvedge token list",
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+            "see /openapi.json for the paths and methods there are"
+        }
+        StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED => "read it again, then repeat the change",
+        StatusCode::GONE => "list again, and watch from there",
+        StatusCode::PAYLOAD_TOO_LARGE => "send less at once",
+        StatusCode::UNPROCESSABLE_ENTITY => {
+            "correct what the message or errors name; selvedge explain KIND says what is allowed"
+        }
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+            "try again later"
+        }
+        status if status.is_server_error() => "read the controller's log; report it with selvedge collect",
+        _ => "correct the request; /openapi.json describes what is taken",
+    }
+}
+
+const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
+/// Longest text of another's refusal that is passed on.
+const MAX_DETAIL_BYTES: usize = 4096;
+
+/// Errors that something below this API made (a body that is too large, a wrong method) have the form of all others.
+pub(super) async fn uniform(response: Response) -> Response {
+    let status = response.status();
+    let is_error = status.is_client_error() || status.is_server_error();
+    if !is_error || response.headers().get(header::CONTENT_TYPE) == Some(&PROBLEM_JSON) {
+        return response;
+    }
+    let (parts, body) = response.into_parts();
+    let detail = axum::body::to_bytes(body, MAX_DETAIL_BYTES).await.unwrap_or_default();
+    let code: String = status.canonical_reason().unwrap_or("Refused").split_whitespace().collect();
+    let mut out = Problem::new(status, &code, String::from_utf8_lossy(&detail)).into_response();
+    if let Some(allowed) = parts.headers.get(header::ALLOW) {
+        out.headers_mut().insert(header::ALLOW, allowed.clone());
+    }
+    out
+}
+
 impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
+    fn into_response(mut self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let retry_after_s = self.retry_after_s;
+        self.next_step.get_or_insert_with(|| usual_step(status).into());
         let mut response = (status, Json(self)).into_response();
         if let Some(seconds) = retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        response
-            .headers_mut()
-            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        response.headers_mut().insert(header::CONTENT_TYPE, PROBLEM_JSON);
         response
     }
 }

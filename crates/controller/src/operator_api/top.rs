@@ -105,7 +105,7 @@ fn traffic(links: &[&LinkMetrics]) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::observed::AppMetrics;
+    use model::observed::{AppMetrics, DiskCounters};
     use model::report::{AppReport, DiskReport, NodeMetrics, UplinkReport};
 
     fn link(name: &str, app: Option<AppId>, bytes: u64) -> LinkMetrics {
@@ -132,7 +132,13 @@ mod tests {
     fn an_item_has_the_uplinks_the_largest_disk_and_the_apps_by_their_names() {
         let app = AppId(Uuid::from_u128(1));
         let at = |seconds| Some(WallTime { seconds, nanos: 0 });
-        let disk = |path: &str, total_bytes| DiskReport { path: path.into(), total_bytes, used_bytes: 1 };
+        let disk = |path: &str, total_bytes| DiskReport {
+            path: path.into(),
+            total_bytes,
+            used_bytes: 1,
+            device: String::new(),
+            counters: DiskCounters::default(),
+        };
         let uplink = UplinkReport {
             port: "eth0".into(),
             succeeded: 1,

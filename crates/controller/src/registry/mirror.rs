@@ -13,7 +13,6 @@
 //! were not used for longest make room within the mirror's quota; those of images that an app uses stay. Nobody pushes
 //! here. A repository of a mirror that is no more is collected as garbage once nothing uses it.
 
-mod challenge;
 mod upstream;
 
 use super::disk::Temporary;

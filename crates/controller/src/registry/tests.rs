@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The registry as a client sees it, without a socket.
 
+mod nonsense;
 mod removal;
 
 use super::name::digest_hex;

@@ -2,6 +2,8 @@
 //! Backups through the API, and devices that come back to a restored controller.
 
 use eve_api::wire::config::EdgeDevConfig;
+use eve_api::wire::info::z_info_msg::InfoContent;
+use eve_api::wire::info::{ZInfoMsg, ZInfoTypes, ZInfoVolume};
 use eve_api::wire::metrics::z_metric_msg::MetricContent;
 use eve_api::wire::metrics::{DeviceMetric, ZMetricMsg};
 
@@ -96,4 +98,58 @@ async fn a_device_that_is_ahead_in_time_gets_a_later_config() {
 
 fn prost_timestamp(seconds: i64) -> eve_api::wire::Timestamp {
     eve_api::wire::Timestamp { seconds, nanos: 0 }
+}
+
+fn with_volumes(purges: u32) -> Value {
+    let mut objects = hello("hello:1");
+    objects[2]["spec"]["volumes"] =
+        json!([{ "volume": "data", "mountPath": "/data" }, { "mountPath": "/own", "blank": "1Gi" }]);
+    objects[2]["spec"]["purgeCounter"] = json!(purges);
+    let volume = object("Volume", "data", json!({ "size": "1Gi", "purgeCounter": purges }));
+    objects.as_array_mut().unwrap().insert(0, volume);
+    objects
+}
+
+/// Generation of each volume by its id.
+fn generations(config: &EdgeDevConfig) -> std::collections::BTreeMap<String, i64> {
+    config.volumes.iter().map(|volume| (volume.uuid.clone(), volume.generation_count)).collect()
+}
+
+#[tokio::test]
+async fn volumes_that_were_purged_after_the_backup_get_generations_the_device_has_not_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let (controller, node) = with_node(&dir.path().join("old")).await;
+    apply(&controller, with_volumes(0)).await;
+    let then = node.config("").await;
+    let reply = api(&controller, Method::GET, "backup", Value::Null, None).await;
+    let file = dir.path().join("backup.tar");
+    std::fs::write(&file, &reply.body).unwrap();
+    for purges in 1..=3 {
+        apply(&controller, with_volumes(purges)).await;
+    }
+    let newer = node.config(&then.config_hash).await;
+    let had = generations(newer.config.as_ref().unwrap());
+    assert_eq!(
+        had.values().copied().collect::<Vec<_>>(),
+        [3, 3, 3],
+        "the root, the app's own, the named one"
+    );
+    drop(controller);
+    let node = come_back(dir.path(), &file, node);
+    // What it has it tells before it asks: a node's queue outlives its controller.
+    for (uuid, generation) in &had {
+        let volume =
+            ZInfoVolume { uuid: uuid.clone(), generation_count: *generation, ..ZInfoVolume::default() };
+        let message = ZInfoMsg {
+            ztype: ZInfoTypes::ZiVolume.into(),
+            dev_id: node.id.clone(),
+            info_content: Some(InfoContent::Vinfo(volume)),
+            ..ZInfoMsg::default()
+        };
+        let path = format!("id/{}/info", node.id);
+        assert_eq!(node.post(&path, message.encode_to_vec()).await.status, StatusCode::CREATED);
+    }
+    let after = generations(&node.config(&newer.config_hash).await.config.unwrap());
+    assert_eq!(after.keys().collect::<Vec<_>>(), had.keys().collect::<Vec<_>>());
+    assert!(after.iter().all(|(uuid, generation)| *generation > had[uuid]), "{had:?}, then {after:?}");
 }

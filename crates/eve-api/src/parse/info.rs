@@ -7,12 +7,13 @@
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
-use model::id::{Digest, NetworkInstanceId, VolumeId, VolumeKey};
+use model::id::{Digest, NetworkId, NetworkInstanceId, VolumeId, VolumeKey};
 use model::net::{Mac, Prefix4};
-use model::observed::PortObserved;
+use model::observed::{DiskFacts, Firmware, PortObserved};
 use model::reason::{Fault, Reason};
 use model::report::{
-    BlobStatus, DeviceStatus, Info, InfoMessage, MountStatus, PortStatus, SecurityStatus, SoftwareStatus,
+    AdapterStatus, AddressingKind, BlobStatus, DeviceStatus, Info, InfoMessage, MountStatus,
+    PortConfigStatus, PortStatus, SecurityStatus, SoftwareStatus,
 };
 use model::status::{
     AppStatus, ConfigItemStatus, ContentTreeStatus, NetworkInstanceStatus, NetworkKind, NetworkVifStatus,
@@ -25,6 +26,7 @@ use super::{ParseError, wall_time};
 use crate::states::{
     at_rest_from_wire, attestation_from_wire, device_from_wire, module_from_wire, sw_from_wire,
 };
+use crate::wire::common::DhcpType;
 use crate::wire::info as wire;
 use crate::wire::info::z_info_msg::InfoContent;
 
@@ -186,6 +188,7 @@ fn device(wire: &wire::ZInfoDevice) -> DeviceStatus {
         path: mount.mount_path.clone(),
         total_bytes: mount.total.saturating_mul(MIB),
         is_storage: mount.storage_location,
+        disk: disk(wire, mount),
     };
     let ports = wire.system_adapter.as_ref().and_then(|info| {
         let current = usize::try_from(info.current_index).ok()?;
@@ -199,6 +202,14 @@ fn device(wire: &wire::ZInfoDevice) -> DeviceStatus {
         manufacturer: made.manufacturer,
         product: made.product_name,
         serial: made.serial_number,
+        firmware: Firmware {
+            product_version: made.version,
+            product_uuid: made.uuid,
+            compatible: made.compatible,
+            bios_vendor: made.bios_vendor,
+            bios_version: made.bios_version,
+            bios_date: made.bios_release_date,
+        },
         cpus: wire.ncpu,
         memory_bytes: wire.memory.saturating_mul(MIB),
         storage_bytes: wire.storage.saturating_mul(MIB),
@@ -209,6 +220,8 @@ fn device(wire: &wire::ZInfoDevice) -> DeviceStatus {
         reboot_counter: wire.reboot_config_counter,
         shutdown_counter: wire.shutdown_config_counter,
         software: wire.sw_list.iter().map(software).collect(),
+        port_config: ports.map(port_config).unwrap_or_default(),
+        adapters: wire.assignable_adapters.iter().map(adapter).collect(),
         ports: ports.map(|ports| ports.ports.iter().map(port).collect()).unwrap_or_default(),
         mounts: wire.storage_list.iter().map(mount).collect(),
         items: wire.config_item_status.as_ref().map(items).unwrap_or_default(),
@@ -221,10 +234,13 @@ fn device(wire: &wire::ZInfoDevice) -> DeviceStatus {
             module: module_from_wire(wire.hsm_status),
             data_at_rest: at_rest_from_wire(at_rest.status),
             data_at_rest_text: at_rest.info,
+            root_certs_sha256: wire.sec_info.as_ref().and_then(|info| digest(&info.sha_root_ca)),
+            tls_root_certs_sha256: wire.sec_info.as_ref().and_then(|info| digest(&info.sha_tls_root_ca)),
         },
         attestation: attestation_from_wire(wire.attestation_info.as_ref().map_or(0, |info| info.state)),
         maintenance: wire.maintenance_mode_reasons.clone(),
         has_virtualization: wire.capabilities.as_ref().is_some_and(|c| c.hw_assisted_virtualization),
+        has_watchdog: wire.hardware_watchdog_present,
     }
 }
 
@@ -244,6 +260,54 @@ fn items(wire: &wire::ZInfoConfigItemStatus) -> Vec<ConfigItemStatus> {
         .collect()
 }
 
+fn digest(bytes: &[u8]) -> Option<Digest> {
+    Some(Digest(bytes.try_into().ok()?))
+}
+
+/// What is told of the disk below a file system.
+fn disk(device: &wire::ZInfoDevice, mount: &wire::ZInfoStorage) -> Option<DiskFacts> {
+    let storage = device.storage_info.iter().find(|storage| storage.pool_name == mount.mount_path)?;
+    let name = storage.disks.first()?.disk_name.as_ref()?;
+    Some(DiskFacts {
+        device: name.name.clone(),
+        serial: name.serial.clone(),
+        filesystem: match wire::StorageTypeInfo::try_from(storage.storage_type) {
+            Ok(wire::StorageTypeInfo::Ext4) => "ext4".into(),
+            Ok(wire::StorageTypeInfo::Zfs) => "zfs".into(),
+            Ok(wire::StorageTypeInfo::Unspecified) | Err(_) => String::new(),
+        },
+    })
+}
+
+fn adapter(wire: &wire::ZioBundle) -> AdapterStatus {
+    AdapterStatus {
+        kind: wire.r#type,
+        group: wire.name.clone(),
+        members: wire.members.clone(),
+        macs: wire.io_address_list.iter().filter_map(|io| io.mac_address.parse().ok()).collect(),
+        usage: wire.usage,
+        is_used_by_node: wire.used_by_base_os,
+    }
+}
+
+fn port_config(wire: &wire::DevicePortStatus) -> PortConfigStatus {
+    PortConfigStatus {
+        made_at: wire.time_priority.as_ref().map(wall_time),
+        last_success: wire.last_succeeded.as_ref().map(wall_time),
+        last_failure: wire.last_failed.as_ref().map(wall_time),
+        error: wire.last_error.clone(),
+    }
+}
+
+fn addressing(number: u32) -> Option<AddressingKind> {
+    match DhcpType::try_from(number.cast_signed()) {
+        Ok(DhcpType::DhcpNone) => Some(AddressingKind::None),
+        Ok(DhcpType::Client) => Some(AddressingKind::Dhcp),
+        Ok(DhcpType::Static) => Some(AddressingKind::Static),
+        _ => None,
+    }
+}
+
 fn port(wire: &wire::DevicePort) -> PortStatus {
     let subnet: Option<Prefix4> = wire.subnet.parse().ok();
     let prefix = |address: Ipv4Addr| {
@@ -254,6 +318,9 @@ fn port(wire: &wire::DevicePort) -> PortStatus {
         label: wire.name.clone(),
         is_uplink: wire.is_mgmt,
         cost: u8::try_from(wire.cost).unwrap_or(u8::MAX),
+        addressing: addressing(wire.dhcp_type),
+        network: wire.network_uuid.parse::<NetworkId>().ok(),
+        usage: wire.usage,
         observed: PortObserved {
             name: wire.ifname.clone(),
             mac: wire.mac_addr.parse::<Mac>().ok(),
@@ -262,6 +329,7 @@ fn port(wire: &wire::DevicePort) -> PortStatus {
             addresses: readable(&wire.ip_addrs).into_iter().map(prefix).collect(),
             gateways: readable(&wire.default_routers),
             dns: readable(&wire.dns_servers),
+            search: wire.dns.as_ref().map(|dns| dns.dn_ssearch.clone()).unwrap_or_default(),
         },
         fault: wire.err.as_ref().and_then(fault),
     }

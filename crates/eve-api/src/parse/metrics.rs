@@ -3,7 +3,7 @@
 
 use model::flow::{Delivery, FlowCounters};
 use model::id::AppId;
-use model::observed::{AppMetrics, LinkMetrics};
+use model::observed::{AppMetrics, DiskCounters, LinkMetrics};
 use model::report::{
     AppDiskReport, AppReport, DiskReport, Metrics, NetworkReport, NodeMetrics, ProcessReport, UplinkReport,
     VolumeReport,
@@ -72,6 +72,13 @@ fn node(wire: &wire::DeviceMetric) -> NodeMetrics {
         path: disk.mount_path.clone(),
         total_bytes: disk.total.saturating_mul(MIB),
         used_bytes: disk.used.saturating_mul(MIB),
+        device: disk.disk.clone(),
+        counters: DiskCounters {
+            read_bytes: disk.read_bytes.saturating_mul(MIB),
+            written_bytes: disk.write_bytes.saturating_mul(MIB),
+            reads: disk.read_count,
+            writes: disk.write_count,
+        },
     };
     let uplink = |uplink: &wire::ZedcloudMetric| UplinkReport {
         port: uplink.if_name.clone(),
@@ -87,7 +94,9 @@ fn node(wire: &wire::DeviceMetric) -> NodeMetrics {
         memory_total_bytes: bytes(memory.memory_mb),
         memory_used_bytes: wire.memory.as_ref().map_or(0, |memory| bytes(memory.used_mem)),
         services_used_bytes: bytes(memory.used_eve_mb),
+        services_allotted_bytes: bytes(memory.allocated_eve_mb),
         apps_allotted_bytes: bytes(memory.allocated_apps_mb),
+        apps_storage_bytes: wire.app_run_time_storage_mb.saturating_mul(MIB),
         links: wire.network.iter().map(|link| self::link(link, None)).collect(),
         disks: wire.disk.iter().map(disk).collect(),
         uplinks: wire.zedcloud.iter().map(uplink).collect(),

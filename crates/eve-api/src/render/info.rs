@@ -2,10 +2,14 @@
 //! Info messages: one object each. Memory and disks go out in MiB, as EVE sends them.
 
 use std::collections::BTreeMap;
+use std::iter;
 
-use model::id::{DeviceId, VolumeKey};
+use model::id::{DeviceId, Digest, VolumeKey};
 use model::reason::{Fault, Severity};
-use model::report::{BlobStatus, DeviceStatus, Info, InfoMessage, PortStatus, SecurityModule};
+use model::report::{
+    AdapterStatus, AddressingKind, BlobStatus, DeviceStatus, Info, InfoMessage, MountStatus, PortStatus,
+    SecurityModule,
+};
 use model::status::{
     AppStatus, ContentTreeStatus, NetworkInstanceStatus, NetworkKind, SwState, VolumeStatus,
 };
@@ -15,10 +19,14 @@ use prost::Message;
 use super::config::bare_hex;
 use super::timestamp;
 use crate::states::{at_rest_to_wire, attestation_to_wire, device_to_wire, module_to_wire, sw_to_wire};
+use crate::wire::common::{DhcpType, DiskDescription};
 use crate::wire::info as wire;
 use crate::wire::info::z_info_msg::InfoContent;
 
 pub(super) const MIB: u64 = 1024 * 1024;
+/// File systems as Linux names them.
+const EXT4: &str = "ext4";
+const ZFS: &str = "zfs";
 /// Key of the one port config there is, as EVE names that of the controller.
 const PORT_CONFIG_KEY: &str = "zedagent";
 /// Name under which EVE reports the encryption of apps' data.
@@ -227,7 +235,8 @@ fn device(status: &DeviceStatus, at: Option<WallTime>) -> wire::ZInfoDevice {
         long_version: slot.version.clone(),
         ..Default::default()
     };
-    let mount = |mount: &model::report::MountStatus| wire::ZInfoStorage {
+    let mount = |mount: &MountStatus| wire::ZInfoStorage {
+        device: mount.disk.as_ref().map(|disk| disk.device.clone()).unwrap_or_default(),
         mount_path: mount.path.clone(),
         total: mount.total_bytes / MIB,
         storage_location: mount.is_storage,
@@ -244,11 +253,17 @@ fn device(status: &DeviceStatus, at: Option<WallTime>) -> wire::ZInfoDevice {
         minfo: Some(wire::ZInfoManufacturer {
             manufacturer: status.manufacturer.clone(),
             product_name: status.product.clone(),
+            version: status.firmware.product_version.clone(),
             serial_number: status.serial.clone(),
-            ..Default::default()
+            uuid: status.firmware.product_uuid.clone(),
+            compatible: status.firmware.compatible.clone(),
+            bios_vendor: status.firmware.bios_vendor.clone(),
+            bios_version: status.firmware.bios_version.clone(),
+            bios_release_date: status.firmware.bios_date.clone(),
         }),
         network: status.ports.iter().map(|port| port_network(port, at)).collect(),
-        dns: Some(dns(status.ports.iter().flat_map(|port| &port.observed.dns))),
+        assignable_adapters: status.adapters.iter().map(adapter).collect(),
+        dns: Some(dns(status.ports.iter())),
         storage_list: status.mounts.iter().map(mount).collect(),
         boot_time: status.booted_at.map(timestamp),
         sw_list: status.software.iter().map(software).collect(),
@@ -258,7 +273,11 @@ fn device(status: &DeviceStatus, at: Option<WallTime>) -> wire::ZInfoDevice {
             current_index: 0,
             status: vec![wire::DevicePortStatus {
                 key: PORT_CONFIG_KEY.to_owned(),
+                time_priority: status.port_config.made_at.map(timestamp),
+                last_failed: status.port_config.last_failure.map(timestamp),
+                last_succeeded: status.port_config.last_success.map(timestamp),
                 ports: status.ports.iter().map(|port| device_port(port, at)).collect(),
+                last_error: status.port_config.error.clone(),
                 ..Default::default()
             }],
         }),
@@ -280,6 +299,10 @@ fn device(status: &DeviceStatus, at: Option<WallTime>) -> wire::ZInfoDevice {
                 ..Default::default()
             }],
         }),
+        sec_info: Some(wire::SecurityInfo {
+            sha_root_ca: digest_bytes(status.security.root_certs_sha256),
+            sha_tls_root_ca: digest_bytes(status.security.tls_root_certs_sha256),
+        }),
         config_item_status: Some(config_items(status)),
         app_instances: status
             .apps
@@ -295,12 +318,14 @@ fn device(status: &DeviceStatus, at: Option<WallTime>) -> wire::ZInfoDevice {
         last_boot_reason: status.boot_reason,
         maintenance_mode: !status.maintenance.is_empty(),
         maintenance_mode_reasons: status.maintenance.clone(),
+        hardware_watchdog_present: status.has_watchdog,
         reboot_inprogress: status.state == model::report::DeviceState::Rebooting,
         capabilities: Some(wire::Capabilities {
             hw_assisted_virtualization: status.has_virtualization,
             ..Default::default()
         }),
         state: device_to_wire(status.state),
+        storage_info: status.mounts.iter().filter_map(storage).collect(),
         attestation_info: Some(wire::AttestationInfo {
             state: attestation_to_wire(status.attestation),
             ..Default::default()
@@ -326,8 +351,63 @@ fn config_items(status: &DeviceStatus) -> wire::ZInfoConfigItemStatus {
     wire::ZInfoConfigItemStatus { config_items: pick(true), unknown_config_items: pick(false) }
 }
 
-fn dns<'a>(servers: impl Iterator<Item = &'a std::net::Ipv4Addr>) -> wire::ZInfoDns {
-    wire::ZInfoDns { dn_sservers: servers.map(ToString::to_string).collect(), ..Default::default() }
+fn digest_bytes(digest: Option<Digest>) -> Vec<u8> {
+    digest.map(|digest| digest.0.to_vec()).unwrap_or_default()
+}
+
+/// A file system that is mounted counts as in order: nobody looks deeper.
+fn storage(mount: &MountStatus) -> Option<wire::StorageInfo> {
+    let disk = mount.disk.as_ref()?;
+    let kind = match disk.filesystem.as_str() {
+        EXT4 => wire::StorageTypeInfo::Ext4,
+        ZFS => wire::StorageTypeInfo::Zfs,
+        _ => wire::StorageTypeInfo::Unspecified,
+    };
+    Some(wire::StorageInfo {
+        pool_name: mount.path.clone(),
+        storage_type: kind.into(),
+        storage_state: wire::StorageStatus::Online.into(),
+        disks: vec![wire::StorageDiskState {
+            disk_name: Some(DiskDescription {
+                name: disk.device.clone(),
+                serial: disk.serial.clone(),
+                ..Default::default()
+            }),
+            status: wire::StorageStatus::Online.into(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    })
+}
+
+fn adapter(adapter: &AdapterStatus) -> wire::ZioBundle {
+    let address =
+        |mac: &model::net::Mac| wire::IoAddresses { mac_address: mac.to_string(), ..Default::default() };
+    wire::ZioBundle {
+        r#type: adapter.kind,
+        name: adapter.group.clone(),
+        members: adapter.members.clone(),
+        used_by_base_os: adapter.is_used_by_node,
+        io_address_list: adapter.macs.iter().map(address).collect(),
+        usage: adapter.usage,
+        ..Default::default()
+    }
+}
+
+/// What the ports have, each once.
+fn dns<'a>(ports: impl Iterator<Item = &'a PortStatus> + Clone) -> wire::ZInfoDns {
+    let mut out = wire::ZInfoDns::default();
+    for server in ports.clone().flat_map(|port| &port.observed.dns).map(ToString::to_string) {
+        if !out.dn_sservers.contains(&server) {
+            out.dn_sservers.push(server);
+        }
+    }
+    for domain in ports.flat_map(|port| &port.observed.search) {
+        if !out.dn_ssearch.contains(domain) {
+            out.dn_ssearch.push(domain.clone());
+        }
+    }
+    out
 }
 
 fn port_error(port: &PortStatus, at: Option<WallTime>) -> Option<wire::ErrorInfo> {
@@ -342,7 +422,7 @@ fn port_network(port: &PortStatus, at: Option<WallTime>) -> wire::ZInfoNetwork {
         local_name: observed.name.clone(),
         ip_addrs: observed.addresses.iter().map(|prefix| prefix.address.to_string()).collect(),
         default_routers: observed.gateways.iter().map(ToString::to_string).collect(),
-        dns: Some(dns(observed.dns.iter())),
+        dns: Some(dns(iter::once(port))),
         ipv4_up: observed.is_up,
         uplink: port.is_uplink,
         network_err: port_error(port, at),
@@ -358,17 +438,28 @@ fn device_port(port: &PortStatus, at: Option<WallTime>) -> wire::DevicePort {
         name: port.label.clone(),
         is_mgmt: port.is_uplink,
         free: port.cost == 0,
+        dhcp_type: port.addressing.map_or(0, dhcp_type),
         subnet: subnet.unwrap_or_default(),
         gateway: observed.gateways.first().map(ToString::to_string).unwrap_or_default(),
         dns_servers: observed.dns.iter().map(ToString::to_string).collect(),
         mac_addr: observed.mac.map(|mac| mac.to_string()).unwrap_or_default(),
         ip_addrs: observed.addresses.iter().map(|prefix| prefix.address.to_string()).collect(),
         default_routers: observed.gateways.iter().map(ToString::to_string).collect(),
-        dns: Some(dns(observed.dns.iter())),
+        dns: Some(dns(iter::once(port))),
         up: observed.is_up,
         err: port_error(port, at),
+        usage: port.usage,
+        network_uuid: port.network.map(|id| id.to_string()).unwrap_or_default(),
         cost: port.cost.into(),
         mtu: observed.mtu,
         ..Default::default()
+    }
+}
+
+fn dhcp_type(kind: AddressingKind) -> u32 {
+    match kind {
+        AddressingKind::None => DhcpType::DhcpNone as u32,
+        AddressingKind::Dhcp => DhcpType::Client as u32,
+        AddressingKind::Static => DhcpType::Static as u32,
     }
 }

@@ -72,11 +72,15 @@ fn memory(used_bytes: u64, total_bytes: u64) -> wire::MemoryMetric {
 
 fn node(node: &NodeMetrics) -> wire::DeviceMetric {
     let disk = |disk: &model::report::DiskReport| wire::DiskMetric {
+        disk: disk.device.clone(),
         mount_path: disk.path.clone(),
         total: disk.total_bytes / MIB,
         used: disk.used_bytes / MIB,
         free: disk.total_bytes.saturating_sub(disk.used_bytes) / MIB,
-        ..Default::default()
+        read_bytes: disk.counters.read_bytes / MIB,
+        write_bytes: disk.counters.written_bytes / MIB,
+        read_count: disk.counters.reads,
+        write_count: disk.counters.writes,
     };
     let uplink = |uplink: &model::report::UplinkReport| wire::ZedcloudMetric {
         if_name: uplink.port.clone(),
@@ -98,12 +102,13 @@ fn node(node: &NodeMetrics) -> wire::DeviceMetric {
             total_ns: node.cpu_ns,
             ..Default::default()
         }),
+        app_run_time_storage_mb: node.apps_storage_bytes / MIB,
         system_services_memory_mb: Some(memory(node.services_used_bytes, node.memory_total_bytes)),
         device_memory: Some(wire::DeviceMemoryMetric {
             memory_mb: mib(node.memory_total_bytes),
             allocated_apps_mb: mib(node.apps_allotted_bytes),
+            allocated_eve_mb: mib(node.services_allotted_bytes),
             used_eve_mb: mib(node.services_used_bytes),
-            ..Default::default()
         }),
         acl: Some(wire::AclMetric { total_rule_count: node.acl_rules }),
         flowlog: Some(flowlog(&node.flows)),

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 pub mod arbitrary;
+pub mod reports;
 
 use eve_api::wire::certs::ZControllerCert;
 use rcgen::{

@@ -15,11 +15,11 @@ mod told;
 
 use std::sync::Arc;
 
-use eve_api::certs::ControllerCerts;
+use eve_api::certs::{ControllerCerts, pem_hash};
 use eve_api::render;
 use ipc::calls::{NodeIdentity, TpmQuote, VaultReply, VaultRequest};
 use model::config::DeviceConfig;
-use model::id::DeviceId;
+use model::id::{DeviceId, Digest};
 use model::log::LogSeverity;
 use model::observed::AgentObserved;
 use model::reason::{Fault, Reason};
@@ -141,7 +141,13 @@ impl Core {
                 fault: None,
             },
             floor_s: disk.floor_s(),
-            own: Own { device, serial: serial.clone(), ..Own::default() },
+            own: Own {
+                device,
+                serial: serial.clone(),
+                root_certs: Some(Digest(pem_hash(identity.root_certs_pem.as_bytes()))),
+                tls_root_certs: Some(Digest(pem_hash(identity.tls_root_certs_pem.as_bytes()))),
+                ..Own::default()
+            },
             serial,
             started: MonoMs(0),
             is_online: false,
@@ -251,6 +257,7 @@ impl Core {
     fn reached(&mut self, ask: &Ask, result: &Result<HttpReply, Fault>, fx: &mut dyn Effects) {
         match result {
             Ok(_) => {
+                self.own.unreached.clear();
                 if self.unreached.take().is_some() {
                     fx.log(LogSeverity::Info, format!("the controller {} answers", self.identity.server));
                 }
@@ -260,6 +267,7 @@ impl Core {
                 let is_of_controller =
                     matches!(fault.reason, Reason::ControllerUntrusted | Reason::ControllerUnreachable);
                 if is_of_controller && self.unreached.as_ref() != Some(fault) {
+                    self.own.unreached = fault.to_string();
                     fx.log(LogSeverity::Warning, format!("{fault}; {}", fault.reason.next_step()));
                     self.unreached = Some(fault.clone());
                 }

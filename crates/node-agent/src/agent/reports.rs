@@ -3,14 +3,15 @@
 
 use std::collections::BTreeMap;
 
-use model::config::DeviceConfig;
+use model::config::{DeviceConfig, PortAddressing};
 use model::flow::{Delivery, FlowCounters};
 use model::id::{AppId, DeviceId, Digest, VolumeKey};
 use model::observed::{LinkMetrics, PortObserved};
 use model::report::{
-    AppDiskReport, AppReport, AttestationState, BlobStatus, DataAtRest, DeviceState, DeviceStatus,
-    DiskReport, Info, InfoMessage, Metrics, MountStatus, NetworkReport, NodeMetrics, PortStatus,
-    ProcessReport, SecurityModule, SecurityStatus, SoftwareStatus, UplinkReport, VolumeReport,
+    AdapterStatus, AddressingKind, AppDiskReport, AppReport, AttestationState, BlobStatus, DataAtRest,
+    DeviceState, DeviceStatus, DiskReport, Info, InfoMessage, Metrics, MountStatus, NetworkReport,
+    NodeMetrics, PortConfigStatus, PortStatus, ProcessReport, SecurityModule, SecurityStatus, SoftwareStatus,
+    UplinkReport, VolumeReport,
 };
 use model::status::{AppStatus, SwState};
 use model::time::{MonoMs, Now, WallTime};
@@ -40,6 +41,11 @@ pub struct Own {
     pub requests: RequestCounts,
     pub flows: FlowCounts,
     pub received_config: Option<WallTime>,
+    /// Digests of the root certificates, for the controller's own and for its TLS server.
+    pub root_certs: Option<Digest>,
+    pub tls_root_certs: Option<Digest>,
+    /// Why the last request had no answer; empty when it had one.
+    pub unreached: String,
 }
 
 /// Requests to the controller so far.
@@ -117,7 +123,13 @@ pub fn info(
     world: &World,
 ) -> Option<InfoMessage> {
     let info = match subject {
-        Subject::Device => Info::Device(Box::new(device(own, config, world))),
+        Subject::Device => {
+            let mut status = device(own, config, world);
+            // Not part of what is compared: each answer would be a change to be told.
+            status.port_config.last_success = own.requests.last_success;
+            status.port_config.last_failure = own.requests.last_failure;
+            Info::Device(Box::new(status))
+        }
         Subject::App(id) => Info::App(world.apps.get(&id.to_string())?.clone()),
         Subject::NetworkInstance(id) => Info::NetworkInstance(world.networks.get(&id.to_string())?.clone()),
         Subject::Volume(key) => Info::Volume(world.volumes.get(&key.to_string())?.clone()),
@@ -139,7 +151,7 @@ pub fn device(own: &Own, config: Option<&DeviceConfig>, world: &World) -> Device
     let applied = world.applied.as_ref();
     let is_maintenance = applied.is_some_and(|applied| applied.is_maintenance);
     let restart_counter = node.as_ref().map_or(0, |node| node.restart_counter);
-    let is_first = restart_counter <= 1;
+    let is_first = restart_counter == 0;
     let mut status = DeviceStatus {
         name: config.map(|config| config.name.clone()).unwrap_or_default(),
         state: if is_maintenance { DeviceState::Maintenance } else { DeviceState::Online },
@@ -151,6 +163,12 @@ pub fn device(own: &Own, config: Option<&DeviceConfig>, world: &World) -> Device
         reboot_counter: applied.map_or(0, |applied| applied.reboot_counter),
         shutdown_counter: applied.map_or(0, |applied| applied.shutdown_counter),
         ports: ports(config, world),
+        port_config: PortConfigStatus {
+            made_at: applied.and_then(|applied| applied.timestamp),
+            error: own.unreached.clone(),
+            ..PortConfigStatus::default()
+        },
+        adapters: config.map(|config| adapters(config, world)).unwrap_or_default(),
         mounts: world
             .storage
             .values()
@@ -158,11 +176,12 @@ pub fn device(own: &Own, config: Option<&DeviceConfig>, world: &World) -> Device
                 path: disk.path.clone(),
                 total_bytes: disk.total_bytes,
                 is_storage: true,
+                disk: node.as_ref().and_then(|node| node.disk.clone()),
             })
             .collect(),
         items: applied.map(|applied| applied.items.clone()).unwrap_or_default(),
         apps: world.apps.values().map(|app| (app.app, app.name.clone())).collect(),
-        security: security(world),
+        security: security(own, world),
         attestation: own.phase.map_or(AttestationState::Unknown, attestation),
         maintenance: if is_maintenance { vec![MAINTENANCE_ORDERED] } else { Vec::new() },
         ..DeviceStatus::default()
@@ -179,6 +198,8 @@ pub fn device(own: &Own, config: Option<&DeviceConfig>, world: &World) -> Device
         status.manufacturer = node.manufacturer;
         status.product = node.product;
         status.serial = own.serial.clone().unwrap_or(node.serial);
+        status.firmware = node.firmware;
+        status.has_watchdog = node.has_watchdog;
         status.cpus = node.cpus;
         status.memory_bytes = node.memory_bytes;
         status.booted_at = node.booted_at;
@@ -197,7 +218,7 @@ fn attestation(phase: Phase) -> AttestationState {
     }
 }
 
-fn security(world: &World) -> SecurityStatus {
+fn security(own: &Own, world: &World) -> SecurityStatus {
     let module = match &world.vault {
         None => SecurityModule::Unknown,
         Some(vault) if vault.has_tpm => SecurityModule::Enabled,
@@ -207,6 +228,8 @@ fn security(world: &World) -> SecurityStatus {
         module,
         data_at_rest: DataAtRest::Disabled,
         data_at_rest_text: "persist is not encrypted by this node".into(),
+        root_certs_sha256: own.root_certs,
+        tls_root_certs_sha256: own.tls_root_certs,
     }
 }
 
@@ -224,6 +247,9 @@ fn ports(config: Option<&DeviceConfig>, world: &World) -> Vec<PortStatus> {
             };
             config.system_adapters.iter().find(is_on)
         });
+        let network = config
+            .zip(adapter.and_then(|adapter| adapter.network))
+            .and_then(|(config, id)| config.networks.iter().find(|network| network.id == id));
         let is_named = config.is_some_and(|config| !config.system_adapters.is_empty());
         PortStatus {
             label: adapter.map_or(label, |adapter| &adapter.name).clone(),
@@ -231,11 +257,48 @@ fn ports(config: Option<&DeviceConfig>, world: &World) -> Vec<PortStatus> {
             is_uplink: adapter
                 .map_or(!is_named && !observed.gateways.is_empty(), |adapter| adapter.is_uplink),
             cost: adapter.map_or(0, |adapter| adapter.cost),
+            addressing: network.map(|network| addressing(&network.addressing)),
+            network: adapter.and_then(|adapter| adapter.network),
+            usage: io.map_or(0, |io| io.usage),
             observed: observed.clone(),
             fault: None,
         }
     };
     world.ports.values().map(port).collect()
+}
+
+fn addressing(ordered: &PortAddressing) -> AddressingKind {
+    match ordered {
+        PortAddressing::None => AddressingKind::None,
+        PortAddressing::Dhcp => AddressingKind::Dhcp,
+        PortAddressing::Static { .. } => AddressingKind::Static,
+    }
+}
+
+/// Adapters of the config that are there, those of one group together. A hosted node sees network interfaces alone.
+fn adapters(config: &DeviceConfig, world: &World) -> Vec<AdapterStatus> {
+    let mut out: Vec<AdapterStatus> = Vec::new();
+    for io in &config.physical_ios {
+        let Some(port) = io.interface.as_ref().and_then(|name| world.ports.get(name)) else { continue };
+        let group = out.iter().position(|one| !one.group.is_empty() && one.group == io.assignment_group);
+        let place = group.unwrap_or_else(|| {
+            out.push(AdapterStatus {
+                kind: io.kind,
+                group: io.assignment_group.clone(),
+                members: Vec::new(),
+                macs: Vec::new(),
+                usage: io.usage,
+                // None is given to an app yet.
+                is_used_by_node: true,
+            });
+            out.len() - 1
+        });
+        if let Some(adapter) = out.get_mut(place) {
+            adapter.members.push(io.logical_label.clone());
+            adapter.macs.extend(port.mac);
+        }
+    }
+    out
 }
 
 fn blobs(world: &World) -> Vec<BlobStatus> {
@@ -282,9 +345,15 @@ pub fn metrics(now: Now, own: &Own, config: Option<&DeviceConfig>, world: &World
                 + world.app_metrics.values().map(|app| app.cpu_ns).sum::<u64>(),
             booted_at: node.and_then(|node| node.booted_at),
             memory_total_bytes: node.map_or(0, |node| node.memory_bytes),
-            memory_used_bytes: services_used_bytes + apps_used_bytes,
+            memory_used_bytes: node
+                .zip(world.box_metrics.as_ref())
+                .map_or(services_used_bytes + apps_used_bytes, |(node, metrics)| {
+                    node.memory_bytes.saturating_sub(metrics.memory_available_bytes)
+                }),
             services_used_bytes,
+            services_allotted_bytes: world.services.values().map(|service| service.memory_limit_bytes).sum(),
             apps_allotted_bytes: world.app_metrics.values().map(|app| app.memory_limit_bytes).sum(),
+            apps_storage_bytes: world.storage.values().map(|disk| disk.content_bytes).sum(),
             links: port_links(&uplinks, world),
             flows: own.flows.total(),
             acl_rules: config.map_or(0, acl_rules),
@@ -295,6 +364,10 @@ pub fn metrics(now: Now, own: &Own, config: Option<&DeviceConfig>, world: &World
                     path: disk.path.clone(),
                     total_bytes: disk.total_bytes,
                     used_bytes: disk.used_bytes,
+                    device: node
+                        .and_then(|node| Some(node.disk.as_ref()?.device.clone()))
+                        .unwrap_or_default(),
+                    counters: world.box_metrics.as_ref().and_then(|metrics| metrics.disk).unwrap_or_default(),
                 })
                 .collect(),
             uplinks: vec![UplinkReport {
@@ -383,3 +456,6 @@ fn wall_of(now: Now, moment: MonoMs) -> Option<WallTime> {
     let ago_s = i64::try_from(now.mono.since_ms(moment) / 1_000).ok()?;
     now.wall.time().map(|at| WallTime { seconds: at.seconds - ago_s, nanos: at.nanos })
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use ipc::client::Topics;
 use ipc::topics;
 use model::observed::{
-    AppMetrics, Blob, ContentState, LinkMetrics, NodeObserved, PortObserved, ServiceObserved,
+    AppMetrics, Blob, BoxMetrics, ContentState, LinkMetrics, NodeObserved, PortObserved, ServiceObserved,
     StorageObserved, VaultObserved,
 };
 use model::status::{AppStatus, ConfigApplied, ContentTreeStatus, NetworkInstanceStatus, VolumeStatus};
@@ -29,6 +29,7 @@ pub struct World {
     pub storage: BTreeMap<String, StorageObserved>,
     pub app_metrics: BTreeMap<String, AppMetrics>,
     pub links: BTreeMap<String, LinkMetrics>,
+    pub box_metrics: Option<BoxMetrics>,
     pub vault: Option<VaultObserved>,
     /// The planner's topics are complete: what is absent is gone.
     pub is_synced: bool,
@@ -55,6 +56,7 @@ impl World {
         topics.subscribe::<topics::StorageObserved>();
         topics.subscribe::<topics::AppMetrics>();
         topics.subscribe::<topics::LinkMetrics>();
+        topics.subscribe::<topics::BoxMetrics>();
         topics.subscribe::<topics::VaultObserved>();
     }
 
@@ -84,6 +86,7 @@ impl World {
             storage: topics.all::<topics::StorageObserved>(),
             app_metrics: topics.all::<topics::AppMetrics>(),
             links: topics.all::<topics::LinkMetrics>(),
+            box_metrics: topics.get::<topics::BoxMetrics>(""),
             vault: topics.get::<topics::VaultObserved>(""),
             is_synced: topics.is_synced::<topics::AppStatus>() && topics.is_synced::<topics::VolumeStatus>(),
         }

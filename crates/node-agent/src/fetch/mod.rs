@@ -5,7 +5,6 @@
 //! offset); the answer is the reading end of a pipe, which a thread fills until the object ends, the connection breaks or
 //! the reader goes away. A reader that sees too few bytes asks again with its offset and is told the fault then.
 
-pub(crate) mod challenge;
 pub mod client;
 pub mod files;
 pub mod registry;

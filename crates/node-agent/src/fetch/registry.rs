@@ -12,11 +12,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ipc::calls::{FetchObject, ImageRequest};
 use model::reason::{Fault, Reason};
+use oci::challenge::{Challenge, escape};
 use serde::Deserialize;
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
 
-use super::challenge::{Challenge, escape};
 use super::client::{Agents, Login, Opened, REGISTRY, fault_of, range_start};
 
 /// A token without a life time lives this long (distribution spec).

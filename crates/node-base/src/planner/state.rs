@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The planner's one file: replaced as a whole, checked by a checksum, dropped with a reason when torn.
+//! The planner's one file: replaced as a whole, checked by a checksum, dropped with a reason when torn. Written is the
+//! newest format, read are that one and the one before it.
+
+mod before;
 
 use std::io;
 
@@ -13,8 +16,9 @@ const NAME: &str = "state";
 /// The state of a hundred apps has room in it.
 const RESERVE_BYTES: usize = 512 << 10;
 
-/// First bytes of the file; the last one is the format's number.
-const MAGIC: &[u8; 8] = b"SELVPLN\x02";
+/// First bytes of the file; the format's number follows as one byte.
+const MAGIC: &[u8; 7] = b"SELVPLN";
+const FORMAT: u8 = 2;
 /// A larger file is not ours.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
@@ -25,8 +29,10 @@ pub enum StateError {
     Read(#[source] io::Error),
     #[error("cannot write the file {NAME}")]
     Write(#[source] io::Error),
-    #[error("the file {NAME} is torn or of another format")]
+    #[error("the file {NAME} is torn, or not ours")]
     Torn,
+    #[error("the file {NAME} has format {0}, this version reads {before} and {FORMAT}", before = before::FORMAT)]
+    Format(u8),
 }
 
 impl StateError {
@@ -63,12 +69,17 @@ impl StateFile {
             Err(error) if error.kind() == io::ErrorKind::FileTooLarge => return Err(StateError::Torn),
             Err(error) => return Err(StateError::Read(error)),
         };
-        let body =
-            bytes.strip_prefix(MAGIC).and_then(|rest| rest.split_at_checked(8)).ok_or(StateError::Torn)?;
-        if checksum(body.1).to_be_bytes() != body.0 {
+        let (format, rest) =
+            bytes.strip_prefix(MAGIC).and_then(<[u8]>::split_first).ok_or(StateError::Torn)?;
+        let (sum, body) = rest.split_at_checked(8).ok_or(StateError::Torn)?;
+        if checksum(body).to_be_bytes() != sum {
             return Err(StateError::Torn);
         }
-        postcard::from_bytes(body.1).map_err(|_| StateError::Torn)
+        match *format {
+            FORMAT => postcard::from_bytes(body).map_err(|_| StateError::Torn),
+            before::FORMAT => before::read(body).map_err(|_| StateError::Torn),
+            other => Err(StateError::Format(other)),
+        }
     }
 
     /// [`StateFile::save`]; on a full disk in the room that was kept for it. An order that makes room must not need any.
@@ -88,14 +99,13 @@ impl StateFile {
     pub(crate) fn save(&self, memory: &Memory, desired: &Desired) -> Result<(), StateError> {
         let body = postcard::to_allocvec(&(memory, desired))
             .map_err(|error| StateError::Write(io::Error::other(error)))?;
-        let bytes = [MAGIC.as_slice(), &checksum(&body).to_be_bytes(), &body].concat();
-        replace(&*self.files, "", NAME, &bytes).map_err(StateError::Write)
+        replace(&*self.files, "", NAME, &framed(&body)).map_err(StateError::Write)
     }
 }
 
 /// The whole file.
 pub(crate) fn framed(body: &[u8]) -> Vec<u8> {
-    [&MAGIC[..], &checksum(body).to_be_bytes(), body].concat()
+    [&MAGIC[..], &[FORMAT], &checksum(body).to_be_bytes(), body].concat()
 }
 
 /// FNV-1a, 64 bit: finds torn writes, not attackers; the directory is private.
@@ -128,5 +138,14 @@ mod tests {
             fs::write(&path, &whole[..length]).unwrap();
             assert!(matches!(file.load(), Err(StateError::Torn)), "{length}");
         }
+    }
+    #[test]
+    fn a_later_format_is_told_as_such_and_not_as_torn() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bytes = framed(b"unknown");
+        bytes[MAGIC.len()] = FORMAT + 1;
+        fs::write(dir.path().join(NAME), bytes).unwrap();
+        let file = StateFile::new(Box::new(Directory::new(dir.path())));
+        assert!(matches!(file.load(), Err(StateError::Format(3))));
     }
 }

@@ -161,6 +161,7 @@ impl World {
                 addresses: vec![],
                 gateways: vec![],
                 dns: vec![],
+                search: Vec::new(),
             },
         );
         World {

@@ -72,6 +72,7 @@ fn eth0() -> PortObserved {
         addresses: vec!["192.0.2.10/24".parse().unwrap()],
         gateways: vec!["192.0.2.1".parse().unwrap()],
         dns: vec!["192.0.2.53".parse().unwrap()],
+        search: Vec::new(),
     }
 }
 

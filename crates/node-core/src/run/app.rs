@@ -294,6 +294,13 @@ impl App {
         (probe.action == ProbeAction::Restart).then(|| Fault::new(Reason::AppUnhealthy, message))
     }
 
+    /// It runs, and gets no more processes.
+    fn crowding(&self) -> Option<Fault> {
+        let ShimState::Busy { shim, .. } = &self.shim else { return None };
+        let message = "the app has as many processes as it may have, and gets no more";
+        shim.wants_processes.then(|| Fault::new(Reason::AppProcessLimit, message))
+    }
+
     fn stop_sick(&mut self, now: MonoMs, fault: Fault, outbox: &mut Outbox<Order>) {
         if let ShimState::Busy { shim: Shim { phase: ShimPhase::Running { since, .. }, .. }, .. } = &self.shim
             && now.since_ms(*since) >= 2 * HEALTHY_MS
@@ -346,7 +353,13 @@ impl App {
                 }
                 self.starts = self.starts.saturating_add(1);
                 let phase = ShimPhase::Starting;
-                let shim = Shim { instance: spec.instance, start: self.starts, phase, health: None };
+                let shim = Shim {
+                    instance: spec.instance,
+                    start: self.starts,
+                    phase,
+                    health: None,
+                    wants_processes: false,
+                };
                 self.shim = ShimState::Busy { shim, until: Some(now.plus_ms(SHIM_TIMEOUT_MS)) };
                 outbox.push(Order::Start { spec, start: self.starts });
             }
@@ -403,7 +416,8 @@ impl App {
             (ShimState::Releasing { .. }, Next::Now) => RunState::Stopping,
         };
         let fault = match state {
-            RunState::Running { .. } | RunState::Halted | RunState::Delayed { .. } => None,
+            RunState::Running { .. } => self.crowding(),
+            RunState::Halted | RunState::Delayed { .. } => None,
             RunState::Stopping => self.unhealthy.clone(),
             RunState::Starting | RunState::Backoff { .. } | RunState::Failed => self.fault.clone(),
         };

@@ -45,6 +45,8 @@ pub struct Shim {
     pub phase: ShimPhase,
     /// What the app's probe says, while it runs and has one.
     pub health: Option<Health>,
+    /// It wanted more processes than it may have, at the last look.
+    pub wants_processes: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

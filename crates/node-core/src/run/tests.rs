@@ -51,7 +51,7 @@ fn running(since: u64) -> ShimPhase {
 }
 
 fn idle() -> Shim {
-    Shim { instance: 0, start: 0, phase: ShimPhase::Idle, health: None }
+    Shim { instance: 0, start: 0, phase: ShimPhase::Idle, health: None, wants_processes: false }
 }
 
 impl World {
@@ -99,7 +99,7 @@ impl World {
                     self.log.push(format!("start {} #{start}", spec.instance));
                     let phase = running(self.now);
                     let health = spec.probe.as_ref().map(|_| Health::Unknown);
-                    let shim = Shim { instance: spec.instance, start, phase, health };
+                    let shim = Shim { instance: spec.instance, start, phase, health, wants_processes: false };
                     Some(Input::Said { app: spec.app, shim })
                 }
                 Order::Stop { .. } => {
@@ -135,7 +135,10 @@ impl World {
     }
 
     fn said(&mut self, n: u8, instance: u64, start: u32, phase: ShimPhase) {
-        self.input(Input::Said { app: id(n), shim: Shim { instance, start, phase, health: None } });
+        self.input(Input::Said {
+            app: id(n),
+            shim: Shim { instance, start, phase, health: None, wants_processes: false },
+        });
     }
 
     fn log(&mut self) -> String {
@@ -340,7 +343,13 @@ fn an_app_whose_probe_fails_is_started_again_when_its_order_says_so() {
         };
         world.desire(&[AppDesired { probe: Some(probe), ..spec(1, 1) }], true);
         assert_eq!(world.published[&id(1)].health, Some(Health::Unknown));
-        let sick = |phase| Shim { instance: 1, start: 1, phase, health: Some(Health::Bad("refused".into())) };
+        let sick = |phase| Shim {
+            instance: 1,
+            start: 1,
+            phase,
+            health: Some(Health::Bad("refused".into())),
+            wants_processes: false,
+        };
         world.input(Input::Said { app: id(1), shim: sick(running(1_000)) });
         assert_eq!(world.log.contains(&String::from("stop")), restarts);
         if !restarts {

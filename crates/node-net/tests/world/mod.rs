@@ -209,6 +209,7 @@ pub fn intent_of(networks: &[NetworkDesired], apps: &[VifsDesired], ports: &[(&s
             addresses: vec![address.parse().unwrap()],
             gateways: vec![],
             dns: vec![],
+            search: Vec::new(),
         })
         .collect();
     node_core::net::intent(networks, apps, &ports)

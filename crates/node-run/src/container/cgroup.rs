@@ -73,6 +73,8 @@ pub struct Gauges {
     peak: Option<OwnedFd>,
     limit: Option<OwnedFd>,
     pids: Option<OwnedFd>,
+    pids_limit: Option<OwnedFd>,
+    pids_events: Option<OwnedFd>,
     kills: Option<OwnedFd>,
     kills_at_start: u64,
 }
@@ -98,6 +100,8 @@ impl Gauges {
             peak: open(&["memory.max_usage_in_bytes", "memory.peak"]),
             limit: open(&["memory.limit_in_bytes", "memory.max"]),
             pids: open(&["pids.current"]),
+            pids_limit: open(&["pids.max"]),
+            pids_events: open(&["pids.events"]),
             kills: open(&["memory.oom_control", "memory.events"]),
             kills_at_start: 0,
         };
@@ -121,6 +125,13 @@ impl Gauges {
     /// Something in the group was killed for memory since [`Gauges::open`].
     pub fn saw_memory_kill(&self) -> bool {
         self.kills() > self.kills_at_start
+    }
+
+    /// Processes that were refused so far, and whether there are as many now as there may be.
+    pub fn pids_refused(&self) -> (u64, bool) {
+        let refused = parse_field(&read(&self.pids_events), "max").unwrap_or(0);
+        let limit = parse_number(&read(&self.pids_limit));
+        (refused, limit > 0 && parse_number(&read(&self.pids)) >= limit)
     }
 
     fn kills(&self) -> u64 {
@@ -176,6 +187,7 @@ mod tests {
         assert_eq!(parse_field(v2, "oom_kill"), Some(2));
         assert_eq!(parse_field("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n", "oom_kill"), Some(3));
         assert_eq!(parse_field("oom_kill\noom_kill x", "oom_kill"), None);
+        assert_eq!(parse_field("max 31\n", "max"), Some(31));
     }
 
     #[test]
@@ -183,5 +195,6 @@ mod tests {
         let gauges = Gauges::open(&Cgroup::None);
         assert_eq!(gauges.read(), Usage::default());
         assert!(!gauges.saw_memory_kill());
+        assert_eq!(gauges.pids_refused(), (0, false));
     }
 }

@@ -29,7 +29,7 @@ const APP_PIDS_MIN: u32 = 256;
 /// end is refused more processes before it is killed for memory.
 const BYTES_PER_PID: u64 = 256 << 10;
 /// Between two looks at the apps' use of the machine, unless the setting `metrics_s` says otherwise.
-const METRICS_S: u64 = 10;
+const METRICS_S: u64 = 5;
 
 struct Run {
     service: Service,
@@ -265,7 +265,13 @@ fn shim_of(status: shim::ShimStatus) -> Shim {
         shim::ShimPhase::Ended(exit) => ShimPhase::Ended(exit),
         shim::ShimPhase::Failed(fault) => ShimPhase::Failed(fault),
     };
-    Shim { instance: status.instance, start: status.start, phase, health: status.health }
+    Shim {
+        instance: status.instance,
+        start: status.start,
+        phase,
+        health: status.health,
+        wants_processes: status.wants_processes,
+    }
 }
 
 #[cfg(test)]

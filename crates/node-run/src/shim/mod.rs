@@ -53,6 +53,10 @@ struct App {
     prober: Option<Prober>,
     stop_signal: i32,
     kill_at: Option<MonoMs>,
+    /// Processes it was refused up to the last look, and whether it wanted more since the one before, or still has all it
+    /// may have.
+    pids_refused: u64,
+    wants_processes: bool,
 }
 
 struct Shim {
@@ -197,8 +201,17 @@ impl Shim {
             told.start
         ));
         let now = self.service.now();
+        let (pids_refused, _) = gauges.pids_refused();
         let prober = told.spec.probe.clone().map(|probe| Prober::new(probe, now.mono));
-        self.app = Some(App { running, gauges, prober, stop_signal, kill_at: None });
+        self.app = Some(App {
+            running,
+            gauges,
+            prober,
+            stop_signal,
+            kill_at: None,
+            pids_refused,
+            wants_processes: false,
+        });
         self.enter(ShimPhase::Running { since: now.mono, started_at: now.wall.time() });
     }
 
@@ -318,13 +331,18 @@ impl Shim {
         let (instance, start) = self.told.as_ref().map_or((0, 0), |told| (told.spec.instance, told.start));
         let health = self.app.as_ref().and_then(|app| app.prober.as_ref()).map(Prober::health);
         let phase = self.phase.clone();
-        self.tell(&ShimEvent::Status(ShimStatus { app, instance, start, phase, health }));
+        let wants_processes = self.app.as_ref().is_some_and(|app| app.wants_processes);
+        self.tell(&ShimEvent::Status(ShimStatus { app, instance, start, phase, health, wants_processes }));
     }
 
     fn tell_metrics(&mut self) {
         let Ok(id) = self.service.key().parse() else { return };
-        let Some(app) = &self.app else { return };
+        let Some(app) = &mut self.app else { return };
         let used = app.gauges.read();
+        let (refused, is_full) = app.gauges.pids_refused();
+        let wants_processes = refused > app.pids_refused || is_full;
+        let is_news = wants_processes != app.wants_processes;
+        (app.pids_refused, app.wants_processes) = (refused, wants_processes);
         self.tell(&ShimEvent::Metrics(AppMetrics {
             app: id,
             cpu_ns: used.cpu_ns,
@@ -333,6 +351,9 @@ impl Shim {
             memory_limit_bytes: used.memory_limit_bytes,
             pids: used.pids,
         }));
+        if is_news {
+            self.tell_status();
+        }
     }
 
     /// run that does not read is being restarted and gets the status with its new channel.

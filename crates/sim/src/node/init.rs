@@ -2,7 +2,7 @@
 //! init, as far as others see it: the facts of the box. Starting what died is the world's part.
 
 use ipc::topics;
-use model::observed::NodeObserved;
+use model::observed::{Firmware, NodeObserved};
 
 use super::{Cx, Input};
 
@@ -24,6 +24,9 @@ impl Init {
             manufacturer: "Simulated".into(),
             product: "Box".into(),
             serial: cx.machine.serial.clone(),
+            firmware: Firmware::default(),
+            has_watchdog: false,
+            disk: None,
             is_hosted: false,
             restart_counter: cx.machine.restart_counter,
         };

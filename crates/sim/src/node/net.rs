@@ -129,5 +129,6 @@ fn port(cx: &Cx<'_>) -> PortObserved {
         addresses: lease.map(|address| Prefix4 { address, length: 24 }).into_iter().collect(),
         gateways: lease.map(|_| [192, 0, 2, 1].into()).into_iter().collect(),
         dns: lease.map(|_| [192, 0, 2, 1].into()).into_iter().collect(),
+        search: Vec::new(),
     }
 }

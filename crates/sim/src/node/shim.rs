@@ -41,7 +41,13 @@ impl Shim {
     }
 
     pub fn words(&self) -> run::Shim {
-        run::Shim { instance: self.instance, start: self.start, phase: self.phase.clone(), health: None }
+        run::Shim {
+            instance: self.instance,
+            start: self.start,
+            phase: self.phase.clone(),
+            health: None,
+            wants_processes: false,
+        }
     }
 }
 

@@ -2,10 +2,10 @@
 //! Client of an upstream registry: manifests and blobs, anonymous, Basic or by token. Blocking. It trusts nothing it
 //! passes on: whoever reads the bytes verifies them.
 
-use super::challenge::{Challenge, escape};
 use crate::registry::name::Reference;
 use base64::Engine as _;
 use model::id::Digest;
+use oci::challenge::{Challenge, escape};
 use serde::Deserialize;
 use std::io::Read;
 use std::sync::Arc;
@@ -119,8 +119,7 @@ impl Upstream {
         let mut answer = send(&agent, ask, &url, None)?;
         if answer.status() == 401 {
             let headers = answer.headers().get_all("www-authenticate");
-            let challenges = headers.iter().filter_map(|value| Challenge::parse(value.to_str().ok()?));
-            let challenge = challenges.max_by_key(|one| matches!(one, Challenge::Bearer { .. }));
+            let challenge = Challenge::choose(headers.iter().filter_map(|value| value.to_str().ok()));
             let authorization = self.authorize(&agent, &base, &repository, challenge)?;
             answer = send(&agent, ask, &url, Some(&authorization))?;
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a registry demands before it answers: the `WWW-Authenticate` header (RFC 9110 §11, distribution spec's token
-//! flow).
+//! flow). Both who pull read it: the node's fetch and the controller's mirror.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +8,14 @@ use std::collections::BTreeMap;
 const MAX_HEADER_BYTES: usize = 8 << 10;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Challenge {
+pub enum Challenge {
     Basic,
     Bearer { realm: String, service: Option<String>, scope: Option<String> },
 }
 
 impl Challenge {
     /// The strongest challenge of the headers that we can answer.
-    pub(crate) fn choose<'a>(untrusted_headers: impl Iterator<Item = &'a str>) -> Option<Challenge> {
+    pub fn choose<'a>(untrusted_headers: impl Iterator<Item = &'a str>) -> Option<Challenge> {
         let mut basic = false;
         for header in untrusted_headers.filter(|header| header.len() <= MAX_HEADER_BYTES) {
             for (scheme, mut parameters) in challenges(header) {
@@ -75,7 +75,7 @@ fn read_value(text: &str) -> (String, &str) {
 }
 
 /// Text as a value in the query of a URL.
-pub(crate) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {
