@@ -13,6 +13,8 @@ use tests::command;
 use tests::packages;
 use tests::progress::step;
 
+/// A minute of each must fit into CI.
+const PER_PROCESSOR: usize = 2;
 /// Time of one group.
 const SECONDS: u32 = 60;
 const LONG_SECONDS: u32 = 1800;
@@ -69,12 +71,12 @@ pub(super) fn run(filter: Option<&str>, is_long: bool) -> anyhow::Result<()> {
     let mut groups = sorted(&crate::workspace()?.join("fuzz/corpus"))?;
     groups.retain(|group| filter.is_none_or(|filter| name(group).contains(filter)));
     let seconds = if is_long { LONG_SECONDS } else { SECONDS };
-    let processors = std::thread::available_parallelism()?.get();
-    step(format_args!("fuzzing {} groups for {seconds} s each, {processors} at a time", groups.len()));
+    let at_once = PER_PROCESSOR * std::thread::available_parallelism()?.get();
+    step(format_args!("fuzzing {} groups for {seconds} s each, {at_once} at a time", groups.len()));
     let waiting = Mutex::new(VecDeque::from(groups));
     let problems = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
-        for _ in 0..processors {
+        for _ in 0..at_once {
             scope.spawn(|| {
                 while let Some(group) = waiting.lock().ok().and_then(|mut waiting| waiting.pop_front()) {
                     match attack(&group, &bins, &target.join("fuzz"), seconds) {
