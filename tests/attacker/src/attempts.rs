@@ -6,7 +6,7 @@ use std::ffi::CString;
 use std::mem::size_of_val;
 use std::ptr::null;
 
-use crate::child::{Outcome, attempt, errno, result};
+use crate::child::{attempt, errno, result};
 
 /// Things outside that a try needs to know.
 #[derive(Debug, Default)]
@@ -50,9 +50,8 @@ impl Target {
     }
 }
 
-pub(crate) fn say(name: &str, outcome: Outcome) {
-    crate::tell!("attack {name} = {outcome}");
-}
+/// Tries told in one line: few lines, that no queue on their way overflows while the one that writes them down waits.
+const TRIES_PER_LINE: usize = 20;
 
 /// Traces without stopping: what is allowed to be traced goes on.
 const PTRACE_SEIZE: i64 = 0x4206;
@@ -67,8 +66,10 @@ pub(crate) fn run_all(target: &Target, confine: &dyn Fn()) {
     identities(&mut all);
     namespaces(&mut all);
     sockets(&mut all, target);
-    for (name, body) in all {
-        say(&name, attempt(confine, body));
+    for some in all.chunks(TRIES_PER_LINE) {
+        let told: Vec<String> =
+            some.iter().map(|(name, body)| format!("{name} = {}", attempt(confine, body))).collect();
+        crate::tell!("attack {}", told.join("; "));
     }
 }
 

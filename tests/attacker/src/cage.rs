@@ -17,7 +17,7 @@ use ipc::frame::Channel;
 use ipc::topics;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::attempts::{self, Target, say};
+use crate::attempts::{self, Target};
 use crate::child::every_call;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -325,5 +325,5 @@ fn rubbish(channel: &Channel) {
         let flags = rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT;
         let _ = rustix::net::sendmsg(fd, &[std::io::IoSlice::new(packet)], &mut control, flags);
     }
-    say("rubbish", crate::child::Outcome::Done);
+    tell!("attack rubbish = {}", crate::child::Outcome::Done);
 }

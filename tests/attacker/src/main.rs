@@ -4,7 +4,7 @@
 //! Started by init in place of a service (`selvedge-NAME`, see [`cage`]), inside an app (`attacker app WORD…`), or by
 //! root in the network of an app (`attacker send …`, `attacker watch …`, see [`frames`]).
 //!
-//! A line of output: `attack <attempt> = <outcome>`, the outcome being `done`, an errno, or the signal that ended it.
+//! A line of output: `attack <attempt> = <outcome>; <attempt> = <outcome>…`, an outcome being `done`, an errno, or the signal that ended it.
 #![allow(clippy::unwrap_used)]
 
 use std::fs::File;

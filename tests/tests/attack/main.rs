@@ -88,9 +88,11 @@ impl Caged {
     }
 }
 
-/// `attack NAME = OUTCOME` of many lines.
+/// `attack NAME = OUTCOME; NAME = OUTCOME…` of many lines.
 fn outcomes<'l>(lines: impl IntoIterator<Item = &'l str>) -> BTreeMap<String, String> {
-    let tries = lines.into_iter().filter_map(|line| line.strip_prefix("attack ")?.split_once(" = "));
+    let told =
+        lines.into_iter().filter_map(|line| line.strip_prefix("attack ")).flat_map(|line| line.split("; "));
+    let tries = told.filter_map(|one| one.split_once(" = "));
     tries.map(|(name, outcome)| (name.to_owned(), outcome.to_owned())).collect()
 }
 
