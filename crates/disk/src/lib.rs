@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the builder of images and the node must agree on about a disk: the partition table ([`gpt`]), which partitions there
+//! are ([`partitions`]), the hash tree over a root ([`verity`]) and the names of boot entries ([`entry`]).
+//!
+//! No file is opened here: bytes in, bytes out. What is read from a disk may be torn or hostile and never panics.
+#![no_std]
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+extern crate alloc;
+
+pub mod entry;
+pub mod gpt;
+pub mod partitions;
+pub mod verity;
