@@ -8,6 +8,8 @@
 //! node      serving ─ SIGTERM or SIGINT ─▶ stopping: run, shims, the others, log, bus ─▶ nothing left
 //! ```
 //!
+//! The first process of a box also looks after the machine: [`crate::boot`].
+//!
 //! A running process that does not answer init is ended, and so started again (`health`). One thread, one poll. Blocking
 //! work is bounded: building a cage, emptying a control group.
 
@@ -16,7 +18,7 @@ mod process;
 mod shims;
 mod stop;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,6 +36,7 @@ use service::{IncomingCall, clock, log};
 
 use crate::adopt::{self, Claim};
 use crate::args::Options;
+use crate::boot::{Ending, Machine};
 use crate::cgroup::{CgroupError, Cgroups};
 use crate::spawn::{self, Roots, SpawnError};
 use crate::wiring::{self, INIT, Party};
@@ -82,12 +85,15 @@ struct Init {
     signals: OwnedFd,
     next_look: MonoMs,
     stopping: Option<Stopping>,
+    /// Nothing: hosted.
+    machine: Option<Machine>,
     _claims: [Claim; 2],
 }
 
 /// What a descriptor in the poll belongs to.
 enum Source {
     Signal,
+    Button,
     Bus,
     Exit(Name),
     Control(Name),
@@ -102,24 +108,35 @@ pub fn run(mut options: Options) -> Result<(), InitError> {
         options.bins = Some(beside_this()?);
     }
     crate::anchor::leave_chroot()?;
-    let mut init = Init::new(options)?;
+    let mut init = Init::new(options, None)?;
     init.take_over();
-    for service in init.order.clone() {
-        init.start((service, String::new()));
-    }
-    loop {
-        init.serve();
-        if init.stopping.is_some() && init.processes.is_empty() {
-            break;
-        }
-    }
-    init.cgroups.remove("")?;
-    log::flush();
-    Ok(())
+    init.run()
+}
+
+/// Runs the node as the first process of a box, until the box is to end.
+pub fn run_booted(options: Options, machine: Machine) -> Result<Ending, InitError> {
+    let mut init = Init::new(options, Some(machine))?;
+    init.run()?;
+    Ok(init.machine.map_or(Ending::PowerOff, |machine| machine.ending))
 }
 
 impl Init {
-    fn new(options: Options) -> Result<Init, InitError> {
+    fn run(&mut self) -> Result<(), InitError> {
+        for service in self.order.clone() {
+            self.start((service, String::new()));
+        }
+        loop {
+            self.serve();
+            if self.stopping.is_some() && self.processes.is_empty() {
+                break;
+            }
+        }
+        self.cgroups.remove("")?;
+        log::flush();
+        Ok(())
+    }
+
+    fn new(options: Options, machine: Option<Machine>) -> Result<Init, InitError> {
         let all = manifests::load(options.manifests.as_deref(), options.services.as_deref())?;
         let directory = |path: &PathBuf| {
             let failed = |source: std::io::Error| InitError::Directory { path: path.clone(), source };
@@ -157,7 +174,9 @@ impl Init {
             log::error(format_args!("{} cannot be written: {error}", own.display()));
         }
         let mut bus = Bus::default();
-        publish::<NodeObserved>(&mut bus, "", &facts::node(restart_counter, serial));
+        let node =
+            observed::NodeObserved { is_hosted: machine.is_none(), ..facts::node(restart_counter, serial) };
+        publish::<NodeObserved>(&mut bus, "", &node);
         bus.synced(NodeObserved::NAME);
         let processes = order.iter().map(|name| ((name.clone(), String::new()), Process::default()));
         Ok(Init {
@@ -173,6 +192,7 @@ impl Init {
             signals,
             next_look: clock::mono().plus_s(LOOK_S),
             stopping: None,
+            machine,
             _claims: [own_claim, group_claim],
         })
     }
@@ -193,6 +213,7 @@ impl Init {
         for source in self.wait(wait_ms) {
             match source {
                 Source::Signal => self.signalled(),
+                Source::Button => self.pressed(),
                 Source::Bus => self.bus.take(&mut std::collections::BTreeSet::new()),
                 Source::Exit(name) => self.exited(&name),
                 Source::Control(name) => self.spoke(&name),
@@ -209,7 +230,8 @@ impl Init {
         }
         let starts = self.processes.values().filter_map(Process::start_at);
         let looks = self.processes.values().filter_map(|process| Some(process.running()?.deadline()));
-        starts.chain(looks).fold(self.next_look, MonoMs::min)
+        let machine = self.machine.iter().map(Machine::deadline);
+        starts.chain(looks).chain(machine).fold(self.next_look, MonoMs::min)
     }
 
     fn wait(&self, wait_ms: u64) -> Vec<Source> {
@@ -219,6 +241,9 @@ impl Init {
             sources.push(source);
             fds.push(PollFd::from_borrowed_fd(fd, flags));
         };
+        for button in self.machine.iter().flat_map(Machine::buttons) {
+            add(Source::Button, button, PollFlags::IN);
+        }
         if let Some(fd) = self.bus.fd() {
             let flags = if self.bus.is_waiting() { PollFlags::OUT } else { PollFlags::empty() };
             add(Source::Bus, fd, flags | PollFlags::IN);
@@ -248,6 +273,7 @@ impl Init {
 
     fn on_time(&mut self) {
         let now = clock::mono();
+        self.look_after_machine(now);
         if self.stopping.is_some() {
             self.go_on_stopping(now);
             return;
@@ -265,6 +291,19 @@ impl Init {
                 self.publish_service(&name);
             }
         }
+    }
+
+    fn look_after_machine(&mut self, now: MonoMs) {
+        let is_ready = |name: &String| {
+            let process = self.processes.get(&(name.clone(), String::new()));
+            process.and_then(Process::running).is_some_and(Running::is_ready)
+        };
+        let is_all_ready = self.stopping.is_none() && self.order.iter().all(is_ready);
+        let Some(machine) = &mut self.machine else { return };
+        let running = self.processes.values().filter_map(Process::running);
+        let own: BTreeSet<i32> = running.map(|running| running.pid.as_raw_nonzero().get()).collect();
+        machine.reap(&own);
+        machine.on_time(now, is_all_ready);
     }
 
     /// Starts a service, or plans another try.
@@ -362,7 +401,8 @@ impl Init {
 
     fn launch(&self, manifest: &Manifest, key: &str) -> ipc::boot::Launch {
         let mut settings = self.options.settings.clone();
-        settings.insert("mode".into(), "hosted".into());
+        let mode = if self.machine.is_some() { "booted" } else { "hosted" };
+        settings.insert("mode".into(), mode.into());
         settings.insert("instance".into(), self.options.instance.clone());
         if self.options.is_verbose {
             settings.insert("verbose".into(), "1".into());
@@ -476,9 +516,22 @@ impl Init {
     }
 
     fn signalled(&mut self) {
-        let mut buffer = [0; 128];
-        // What it was does not matter: both signals ask for the same.
-        if rustix::io::read(&self.signals, &mut buffer).is_ok() && self.stopping.is_none() {
+        let mut buffer = [0_u8; 128];
+        if rustix::io::read(&self.signals, &mut buffer).is_err() || self.stopping.is_some() {
+            return;
+        }
+        // Hosted, both signals ask for the same. To the first process of a box SIGINT is the kernel's way to say that
+        // somebody at the keyboard wants a restart.
+        let number = i32::from_ne_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]);
+        if let Some(machine) = &mut self.machine {
+            machine.ending = if number == libc::SIGINT { Ending::Restart } else { Ending::PowerOff };
+        }
+        self.begin_stopping(clock::mono());
+    }
+
+    fn pressed(&mut self) {
+        if self.machine.as_mut().is_some_and(Machine::is_pressed) && self.stopping.is_none() {
+            log::info(format_args!("the power button was pressed"));
             self.begin_stopping(clock::mono());
         }
     }
@@ -491,7 +544,8 @@ fn publish<T: Topic>(bus: &mut Bus, key: &str, value: &T::Value) {
     }
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+/// An error and its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
