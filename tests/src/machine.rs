@@ -106,11 +106,20 @@ impl Machine {
 
     /// Waits for the first line that has one of these texts.
     pub fn wait_any(&mut self, texts: &[&str], timeout: Duration) -> anyhow::Result<String> {
+        self.wait(texts, &CRASHES, timeout)
+    }
+
+    /// The same where a panic is no end: the box starts again.
+    pub fn wait_through_panics(&mut self, text: &str, timeout: Duration) -> anyhow::Result<String> {
+        self.wait(&[text], &[], timeout)
+    }
+
+    fn wait(&mut self, texts: &[&str], ends: &[&str], timeout: Duration) -> anyhow::Result<String> {
         let line = wait_for(&format!("the box says one of {texts:?}"), timeout, || {
             let said = self.console();
             let is_it = |line: &&str| texts.iter().any(|text| line.contains(text));
             let found = said.lines().find(is_it).map(str::to_owned);
-            let is_over = CRASHES.iter().any(|crash| said.contains(crash)) || self.process.check().is_err();
+            let is_over = ends.iter().any(|end| said.contains(end)) || self.process.check().is_err();
             found.or(is_over.then(String::new))
         });
         match line {
@@ -149,6 +158,14 @@ impl Machine {
     pub fn cut_power(&mut self) -> anyhow::Result<()> {
         self.process.signal("KILL")?;
         self.wait_off(Duration::from_secs(10))
+    }
+
+    /// Processor time that QEMU has used: the same whatever else this machine does.
+    pub fn cpu_s(&self) -> anyhow::Result<f64> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.pid()))?;
+        let fields = stat.rsplit_once(") ").context("a line of proc(5)")?.1.split_whitespace();
+        let ticks: f64 = fields.skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
+        Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
     }
 
     fn order(&self, what: &str) -> anyhow::Result<()> {

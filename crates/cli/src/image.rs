@@ -21,6 +21,8 @@ pub(crate) enum ImageCommand {
     Build(BuildArgs),
     /// Write an onboarding bundle into the CONFIG partition of a disk
     Bundle(BundleArgs),
+    /// Put an update file into the idle slot of a disk that no box uses at the moment
+    Update(UpdateArgs),
     /// Run a disk under QEMU with UEFI
     Run(RunArgs),
 }
@@ -96,6 +98,16 @@ pub(crate) struct BundleArgs {
 }
 
 #[derive(Debug, clap::Args)]
+pub(crate) struct UpdateArgs {
+    /// Raw disk
+    #[arg(value_name = "IMAGE")]
+    image: PathBuf,
+    /// Update file, from image build
+    #[arg(long, value_name = "FILE")]
+    from: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
 pub(crate) struct RunArgs {
     /// Raw disk or qcow2; it stays as it is
     #[arg(value_name = "IMAGE")]
@@ -148,6 +160,7 @@ pub(crate) fn run(command: ImageCommand) -> anyhow::Result<u8> {
         ImageCommand::Lock(args) => lock(&args),
         ImageCommand::Build(args) => build(args),
         ImageCommand::Bundle(args) => bundle(&args),
+        ImageCommand::Update(args) => update(&args),
         ImageCommand::Run(args) => boot(args),
     }
 }
@@ -198,6 +211,13 @@ fn build(args: BuildArgs) -> anyhow::Result<u8> {
 fn bundle(args: &BundleArgs) -> anyhow::Result<u8> {
     let count = mkimage::bundle::write(&args.image, &args.config)?;
     eprintln!("{count} files are in CONFIG of {}", args.image.display());
+    Ok(DONE)
+}
+
+fn update(args: &UpdateArgs) -> anyhow::Result<u8> {
+    let done = mkimage::update::write(&args.image, &args.from)?;
+    let replaced = done.replaced.map_or(String::new(), |version| format!(", in place of {version}"));
+    eprintln!("version {} is in {}{replaced}, to be tried", done.version, done.slot);
     Ok(DONE)
 }
 

@@ -8,7 +8,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use anyhow::Context as _;
 
 #[derive(Debug)]
-struct FirstDay;
+pub(crate) struct FirstDay;
 
 impl fatfs::TimeProvider for FirstDay {
     fn get_current_date(&self) -> fatfs::Date {
@@ -93,6 +93,7 @@ pub(crate) fn make(
     for (place, byte) in name.iter_mut().zip(label.bytes()) {
         *place = byte;
     }
+    let whole = Window { file: window.file, start: window.start, bytes: window.bytes, at: 0 };
     let options = fatfs::FormatVolumeOptions::new().volume_label(name).volume_id(number);
     fatfs::format_volume(&mut window, options).with_context(|| format!("making the file system {label}"))?;
     let options = fatfs::FsOptions::new().update_accessed_date(false).time_provider(&FirstDay);
@@ -110,7 +111,96 @@ pub(crate) fn make(
         file.flush()?;
     }
     system.unmount()?;
+    mend_dots(whole)
+}
+
+const SLOT: usize = 32;
+const DELETED: u8 = 0xe5;
+const DIRECTORY: u8 = 0x10;
+const LONG_NAME: u8 = 0x0f;
+/// Directories below each other that are mended.
+const DEPTH_MAX: usize = 8;
+
+/// Where clusters lie, as the first sector says.
+struct Geometry {
+    data: u64,
+    cluster_bytes: u64,
+}
+
+/// The crate writes the entries `.` and `..` of a directory with long names and in the wrong slots, and names the cluster of the
+/// root where 0 stands for it. Firmware takes that; others call it damage, and rightly.
+fn mend_dots(mut window: Window<'_>) -> anyhow::Result<()> {
+    let boot = read(&mut window, 0, 512)?;
+    let short = |at: usize| u64::from(u16::from_le_bytes([boot[at], boot[at + 1]]));
+    let long =
+        |at: usize| u64::from(u32::from_le_bytes([boot[at], boot[at + 1], boot[at + 2], boot[at + 3]]));
+    let sector = short(11);
+    let table = if short(22) == 0 { long(36) } else { short(22) };
+    let root = (short(14) + u64::from(boot[16]) * table) * sector;
+    let root_bytes = short(17) * SLOT as u64;
+    let geometry = Geometry { data: root + root_bytes, cluster_bytes: u64::from(boot[13]) * sector };
+    // FAT32 keeps its root in a cluster
+    let (at, bytes) = match root_bytes {
+        0 => (geometry.at(long(44)), geometry.cluster_bytes),
+        bytes => (root, bytes),
+    };
+    let slots = read(&mut window, at, usize::try_from(bytes)?)?;
+    for cluster in directories(&slots) {
+        mend(&mut window, &geometry, cluster, 0, 0)?;
+    }
     Ok(())
+}
+
+impl Geometry {
+    fn at(&self, cluster: u64) -> u64 {
+        self.data + cluster.saturating_sub(2) * self.cluster_bytes
+    }
+}
+
+fn mend(
+    window: &mut Window<'_>,
+    geometry: &Geometry,
+    cluster: u64,
+    parent: u64,
+    depth: usize,
+) -> anyhow::Result<()> {
+    anyhow::ensure!(depth < DEPTH_MAX, "directories lie too deep");
+    let at = geometry.at(cluster);
+    let mut slots = read(window, at, usize::try_from(geometry.cluster_bytes)?)?;
+    let is_wrong = slots[11] == LONG_NAME && slots[SLOT] == b'.' && slots[3 * SLOT..].starts_with(b"..");
+    if is_wrong {
+        slots.copy_within(SLOT..2 * SLOT, 0);
+        slots.copy_within(3 * SLOT..4 * SLOT, SLOT);
+        let parent = u32::try_from(parent)?.to_le_bytes();
+        slots[SLOT + 20..SLOT + 22].copy_from_slice(&parent[2..]);
+        slots[SLOT + 26..SLOT + 28].copy_from_slice(&parent[..2]);
+        for free in [2, 3] {
+            slots[free * SLOT] = DELETED;
+        }
+        window.seek(SeekFrom::Start(at))?;
+        window.write_all(&slots[..4 * SLOT])?;
+    }
+    for below in directories(&slots) {
+        mend(window, geometry, below, cluster, depth + 1)?;
+    }
+    Ok(())
+}
+
+/// First clusters of the directories that are named in these slots.
+fn directories(slots: &[u8]) -> Vec<u64> {
+    let entries = slots.chunks_exact(SLOT).take_while(|slot| slot[0] != 0);
+    let is_directory = |slot: &&[u8]| {
+        slot[11] != LONG_NAME && slot[11] & DIRECTORY != 0 && slot[0] != DELETED && slot[0] != b'.'
+    };
+    let cluster = |slot: &[u8]| u32::from_le_bytes([slot[26], slot[27], slot[20], slot[21]]);
+    entries.filter(is_directory).map(|slot| cluster(slot).into()).collect()
+}
+
+fn read(window: &mut Window<'_>, at: u64, length: usize) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    window.seek(SeekFrom::Start(at))?;
+    window.read_exact(&mut bytes)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ pub mod run;
 mod sbom;
 mod tools;
 mod tree;
+pub mod update;
 
 /// One line of progress for the one who waits.
 pub(crate) fn step(what: std::fmt::Arguments<'_>) {

@@ -36,7 +36,7 @@ use service::{IncomingCall, clock, log};
 
 use crate::adopt::{self, Claim};
 use crate::args::Options;
-use crate::boot::{Ending, Machine};
+use crate::boot::{Ending, Health, Machine};
 use crate::cgroup::{CgroupError, Cgroups};
 use crate::spawn::{self, Roots, SpawnError};
 use crate::wiring::{self, INIT, Party};
@@ -298,12 +298,14 @@ impl Init {
             let process = self.processes.get(&(name.clone(), String::new()));
             process.and_then(Process::running).is_some_and(Running::is_ready)
         };
-        let is_all_ready = self.stopping.is_none() && self.order.iter().all(is_ready);
+        let ready =
+            if self.stopping.is_none() { self.order.iter().filter(|name| is_ready(name)).count() } else { 0 };
+        let health = Health { ready, all: self.order.len() };
         let Some(machine) = &mut self.machine else { return };
         let running = self.processes.values().filter_map(Process::running);
         let own: BTreeSet<i32> = running.map(|running| running.pid.as_raw_nonzero().get()).collect();
         machine.reap(&own);
-        machine.on_time(now, is_all_ready);
+        machine.on_time(now, health);
     }
 
     /// Starts a service, or plans another try.

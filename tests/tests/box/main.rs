@@ -4,7 +4,9 @@
 
 mod boot;
 mod build;
+mod power;
 mod secure_boot;
+mod slots;
 mod tampered;
 
 use tests::lab::Place;

@@ -3,6 +3,7 @@
 
 use std::ffi::CString;
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use disk::gpt::Partition;
@@ -72,8 +73,32 @@ pub(super) fn set_watchdog(watchdog: &File, timeout_s: i32) -> Result<(), Errno>
 
 /// Sets a link up that needs nothing else.
 pub(super) fn set_up(link: &str) -> Result<(), Errno> {
-    let socket: OwnedFd =
-        rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    let mut request = of_link(link)?;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: the request is complete and lives until the call is over.
+    check(unsafe { libc::ioctl(socket()?.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) })
+}
+
+/// The first IPv4 address of a link.
+pub(super) fn address(link: &str) -> Option<Ipv4Addr> {
+    let mut request = of_link(link).ok()?;
+    // SAFETY: the request is complete and lives until the call is over; the kernel fills in an address.
+    let result = unsafe { libc::ioctl(socket().ok()?.as_raw_fd(), libc::SIOCGIFADDR as _, &raw mut request) };
+    check(result).ok()?;
+    // SAFETY: the kernel has just filled in this part. An IPv4 address lies behind two bytes of a port.
+    let bytes = unsafe { request.ifr_ifru.ifru_addr.sa_data };
+    let [a, b, c, d] =
+        [bytes[2], bytes[3], bytes[4], bytes[5]].map(|byte: libc::c_char| byte.cast_unsigned());
+    Some(Ipv4Addr::new(a, b, c, d))
+}
+
+fn socket() -> Result<OwnedFd, Errno> {
+    let flags = rustix::net::SocketFlags::CLOEXEC;
+    let kind = rustix::net::SocketType::DGRAM;
+    rustix::net::socket_with(rustix::net::AddressFamily::INET, kind, flags, None)
+}
+
+fn of_link(link: &str) -> Result<libc::ifreq, Errno> {
     let name = CString::new(link).map_err(|_| Errno::INVAL)?;
     // SAFETY: a structure of plain numbers; all zeros is a value of it.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -84,9 +109,7 @@ pub(super) fn set_up(link: &str) -> Result<(), Errno> {
     for (place, byte) in request.ifr_name.iter_mut().zip(bytes) {
         *place = byte.cast_signed();
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    // SAFETY: the request is complete and lives until the call is over.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) })
+    Ok(request)
 }
 
 fn check(result: libc::c_int) -> Result<(), Errno> {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The box as the supervisor sees it: its watchdog, its power button, its boot entry, its orphans.
+//! The box as the supervisor sees it: its watchdog, its screen, its power button, its boot entry, its orphans.
 //!
 //! ```text
 //! trial ─ all services ready for a while ─▶ good: the boot entry loses its counter
@@ -18,6 +18,7 @@ use model::time::MonoMs;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use service::log;
 
+use super::screen::{Health, Screen};
 use super::storage::{Disk, device};
 use super::{BootError, at, call, ioctl};
 
@@ -45,9 +46,11 @@ pub enum Ending {
 #[derive(Debug)]
 pub struct Machine {
     disk: Disk,
+    screen: Screen,
     watchdog: Option<File>,
     buttons: Vec<File>,
     next_beat: MonoMs,
+    health: Health,
     /// Since when all services are ready.
     ready_since: Option<MonoMs>,
     is_good: bool,
@@ -55,7 +58,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(disk: Disk) -> Machine {
+    /// `server` is the controller as CONFIG names it.
+    pub(super) fn new(disk: Disk, server: &str) -> Machine {
         let watchdog = File::options().write(true).open(WATCHDOG).ok();
         if let Some(watchdog) = &watchdog
             && let Err(error) = ioctl::set_watchdog(watchdog, WATCHDOG_TIMEOUT_S)
@@ -64,9 +68,11 @@ impl Machine {
         }
         Machine {
             disk,
+            screen: Screen::open(&version(), server),
             watchdog,
             buttons: buttons(),
             next_beat: MonoMs(0),
+            health: Health { ready: 0, all: 0 },
             ready_since: None,
             is_good: false,
             ending: Ending::PowerOff,
@@ -78,7 +84,12 @@ impl Machine {
         good.map_or(self.next_beat, |good| good.min(self.next_beat))
     }
 
-    pub(crate) fn on_time(&mut self, now: MonoMs, is_all_ready: bool) {
+    pub(crate) fn on_time(&mut self, now: MonoMs, health: Health) {
+        let is_all_ready = health.ready == health.all;
+        if health != self.health || self.next_beat <= now {
+            self.health = health;
+            self.screen.show(health);
+        }
         if self.next_beat <= now {
             self.next_beat = now.plus_s(WATCHDOG_EVERY_S);
             if let Some(watchdog) = &mut self.watchdog
@@ -196,7 +207,7 @@ fn rename(dir: &Path, version: &str) -> Result<Option<String>, BootError> {
 }
 
 /// Of the root that runs, as its own files say.
-fn version() -> String {
+pub(super) fn version() -> String {
     let text = fs::read_to_string("/usr/lib/os-release").unwrap_or_default();
     text.lines().find_map(|line| line.strip_prefix("IMAGE_VERSION=")).unwrap_or_default().to_owned()
 }

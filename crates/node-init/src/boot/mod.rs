@@ -15,6 +15,7 @@ mod ioctl;
 mod machine;
 pub mod modules;
 mod persist;
+mod screen;
 mod second;
 mod storage;
 
@@ -24,6 +25,7 @@ use std::time::Duration;
 use rustix::system::RebootCommand;
 
 pub use machine::{Ending, Machine};
+pub(crate) use screen::Health;
 
 /// Where the executable of the second stage lies in the root.
 const SECOND_STAGE: &str = "/usr/lib/selvedge/selvedge-init";

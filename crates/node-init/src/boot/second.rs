@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use disk::partitions::CONFIG;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
-use super::machine::{Ending, Machine};
+use super::machine::{self, Ending, Machine};
 use super::modules::{DIRECTORY, Modules};
 use super::storage::{Disk, device};
 use super::{BootError, at, call, ioctl, persist};
@@ -28,6 +28,7 @@ const HOST_NAME: &str = "selvedge";
 pub(super) fn run(arguments: &[String]) -> Result<Ending, BootError> {
     let disk_name = arguments.get(1).ok_or(BootError::CommandLine("name of the disk"))?;
     mounts()?;
+    eprintln!("selvedge: version {} on {disk_name}", machine::version());
     // a key on the keyboard asks init, it does not cut the power
     let _ = rustix::system::reboot(rustix::system::RebootCommand::CadOff);
     rustix::system::sethostname(HOST_NAME.as_bytes()).map_err(call("naming the host"))?;
@@ -41,6 +42,7 @@ pub(super) fn run(arguments: &[String]) -> Result<Ending, BootError> {
         eprintln!("selvedge: CONFIG cannot be read: {}", supervise::chain(&error));
     }
     persist::open(&mut disk)?;
+    let server = fs::read_to_string(Path::new(CONFIG_MOUNT).join("server")).unwrap_or_default();
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let options = Options {
         config: CONFIG_MOUNT.into(),
@@ -53,7 +55,7 @@ pub(super) fn run(arguments: &[String]) -> Result<Ending, BootError> {
         instance: "0".into(),
         is_verbose: line.split_whitespace().any(|word| word == "selvedge.verbose"),
     };
-    let ending = supervise::run_booted(options, Machine::new(disk))?;
+    let ending = supervise::run_booted(options, Machine::new(disk, server.trim()))?;
     eprintln!("selvedge: all services have ended");
     if let Err(error) = unmount(persist::MOUNT, UnmountFlags::empty()) {
         eprintln!("selvedge: P3 is still in use: {error}");
