@@ -177,7 +177,7 @@ pub fn differences(manifest: &Manifest, process: &Process, init: &Process) -> Ve
     out.extend(namespace_differences(manifest, process, init));
     out.extend(mount_differences(manifest, process));
     out.extend(descriptor_differences(manifest, process));
-    out.extend(socket_differences(manifest, process));
+    out.extend(socket_differences(manifest, process, init));
     out
 }
 
@@ -257,16 +257,19 @@ fn descriptor_differences(manifest: &Manifest, process: &Process) -> Vec<String>
 }
 
 /// Nobody has a named socket. Who has no network has only unix sockets. Of the others only the one that may bind a
-/// service's port waits for strangers, and only there.
-fn socket_differences(manifest: &Manifest, process: &Process) -> Vec<String> {
+/// service's port waits for strangers, and only there; on a box of its own that is also where answers of DHCP servers come.
+fn socket_differences(manifest: &Manifest, process: &Process, init: &Process) -> Vec<String> {
     const DNS_AND_DHCP: [u16; 2] = [53, 67];
+    const DHCP_CLIENT: u16 = 68;
+    let is_box = init.pid == 1;
     let has_network = manifest.network == Network::Node;
     let may = |name: &str| manifest.capabilities.iter().any(|c| c.name == name);
     let is_granted = |socket: &Socket| match socket {
         Socket::Unix { name } => name.is_none(),
         Socket::Inet { waits_at: None, .. } => has_network,
         Socket::Inet { waits_at: Some(port), .. } => {
-            has_network && may("NET_BIND_SERVICE") && DNS_AND_DHCP.contains(port)
+            let is_ours = DNS_AND_DHCP.contains(port) || (is_box && *port == DHCP_CLIENT);
+            has_network && may("NET_BIND_SERVICE") && is_ours
         }
         Socket::Netlink => may("NET_ADMIN"),
         Socket::Raw => false,

@@ -13,6 +13,7 @@ pub mod hostile;
 pub mod http;
 pub mod image;
 pub mod lab;
+pub mod machine;
 pub mod netns;
 pub mod operator;
 pub mod packages;

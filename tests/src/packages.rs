@@ -38,6 +38,18 @@ pub const HOSTED: &[Program] = &[
 pub const GUEST: &[Program] =
     &[(QEMU.0, QEMU.1), ("mke2fs", "e2fsprogs"), ("xz", "xz-utils"), ("strip", "binutils")];
 
+/// What builds images, runs boxes, and judges what was built.
+pub const BOX: &[Program] = &[
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("qemu-img", "qemu-utils"),
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"),
+    ("swtpm", "swtpm"),
+    ("sgdisk", "gdisk"),
+    ("veritysetup", "cryptsetup-bin"),
+    ("fsck.vfat", "dosfstools"),
+    ("openssl", "openssl"),
+];
+
 #[cfg(target_arch = "aarch64")]
 const QEMU: Program = ("qemu-system-aarch64", "qemu-system-arm");
 #[cfg(not(target_arch = "aarch64"))]
@@ -78,7 +90,8 @@ fn is_there(program: &str) -> bool {
             .output()
             .is_ok_and(|o| o.status.success());
     }
-    has(program)
+    // a file that is no program goes by its path
+    if program.starts_with('/') { Path::new(program).exists() } else { has(program) }
 }
 
 /// Directory of the `oras` program. Debian has it since 13: on 12 the one of 13 is unpacked into the cache. `None` where

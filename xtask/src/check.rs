@@ -28,7 +28,7 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ("service", &["model", "reconcile", "ipc"]),
     ("node-core", &["model", "reconcile", "trust"]),
     ("controller-core", &["model", "reconcile", "trust"]),
-    ("node-init", &["model", "reconcile", "ipc", "service"]),
+    ("node-init", &["model", "reconcile", "ipc", "service", "disk"]),
     ("node-base", &["model", "reconcile", "ipc", "service", "node-core"]),
     ("node-agent", &["model", "reconcile", "eve-api", "oci", "ipc", "service", "node-core"]),
     ("node-vault", &["model", "reconcile", "trust", "eve-api", "ipc", "service", "node-core"]),
@@ -36,7 +36,9 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ("node-store", &["model", "reconcile", "oci", "ipc", "service", "node-core"]),
     ("node-run", &["model", "reconcile", "ipc", "service", "node-core"]),
     ("controller", &["model", "reconcile", "trust", "eve-api", "oci", "controller-core"]),
-    ("cli", &["model", "controller", "controller-core"]),
+    ("disk", &[]),
+    ("mkimage", &["disk"]),
+    ("cli", &["model", "controller", "controller-core", "mkimage"]),
     // Never linked into a product: it holds the shells' pure parts of both sides.
     (
         "sim",

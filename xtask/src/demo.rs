@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tests::command;
 use tests::lab::{Lab, Place};
+use tests::machine::{self, Machine};
 use tests::packages;
 use tests::progress::{elapsed_s, step};
 
@@ -19,9 +20,15 @@ pub(crate) struct Args {
     /// End as soon as the app answered.
     #[arg(long)]
     once: bool,
+    /// The node is the operating system of a box under QEMU, not a guest of this one.
+    #[arg(long = "box")]
+    is_box: bool,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if args.is_box {
+        return run_box(args);
+    }
     command::prepare_root()?;
     packages::ensure(packages::DEMO)?;
     crate::build_products()?;
@@ -70,4 +77,51 @@ Ctrl-C stops everything and cleans up.",
     let _ = stopped.recv();
     step("stopping");
     Ok(())
+}
+
+/// An image is built, booted under UEFI, onboarded; no root is needed.
+fn run_box(args: &Args) -> anyhow::Result<()> {
+    packages::ensure(packages::DEMO)?;
+    packages::ensure(packages::BOX)?;
+    crate::build_products()?;
+    let built_s = elapsed_s();
+    let (stop, stopped) = mpsc::channel();
+    ctrlc::set_handler(move || {
+        let _ = stop.send(());
+    })?;
+    let place = Place::new("demo-box", 2)?;
+    place.clear()?;
+    let (controller, image) = machine::prepared(&place, &[])?;
+    step("switching the box on: firmware, boot loader, kernel, our system");
+    let mut machine = Machine::start(&place, &image.file("raw"), &[])?;
+    machine.wait_line("this is device", machine::BOOT)?;
+    step("the node is onboarded");
+    let page = machine.wait_app(machine::BOOT)?;
+    step(format_args!("the app answers, {:.1} s after the build: {}", elapsed_s() - built_s, page.trim()));
+    if args.once {
+        return Ok(());
+    }
+    println!(
+        "
+The app:         curl http://{}/
+The controller:  https://{}
+The console:     tail -f {}
+
+In another terminal, from here:
+
+    export SELVEDGE_DATA={}
+    alias selvedge={}
+    selvedge get devices -o wide
+    selvedge logs -f app/hello
+
+Ctrl-C switches the box off and cleans up.",
+        machine.app,
+        controller.address,
+        place.dir.join("console").display(),
+        controller.data.display(),
+        place.program("selvedge").display(),
+    );
+    let _ = stopped.recv();
+    step("pressing the power button");
+    machine.press_power_button()
 }

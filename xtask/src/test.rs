@@ -58,12 +58,15 @@ pub(crate) struct Args {
     /// The hosted node in an emulated guest with Debian's kernel, which has cgroup v2; needs root (by sudo).
     #[arg(long)]
     guest: bool,
+    /// The node as the operating system of a box: images are built, and booted under QEMU with UEFI.
+    #[arg(long = "box")]
+    boxes: bool,
     /// Only tests whose name contains this.
     filter: Option<String>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let hosts = args.hosted || args.faults || args.input || args.guest || args.attack;
+    let hosts = args.hosted || args.faults || args.input || args.guest || args.attack || args.boxes;
     let all = !(args.unit || args.referees || args.sim || args.fuzz || hosts);
     if args.unit || all {
         unit(args.filter.as_deref())?;
@@ -101,6 +104,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     // Not part of the plain run: the emulation needs a machine that is not busy with something else.
     if args.guest {
         guest::run(args.filter.as_deref())?;
+    }
+    // Not part of the plain run yet, for the same reason.
+    if args.boxes {
+        packages::ensure(packages::BOX)?;
+        whole("box", args)?;
     }
     if args.fuzz || all {
         fuzz::run(args.filter.as_deref(), args.long)?;

@@ -46,6 +46,9 @@ pub(crate) enum Command {
     /// Prepare nodes
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Make, prepare and run the disk of a node
+    #[command(subcommand)]
+    Image(crate::image::ImageCommand),
     /// Show what a change would do; exit code 2 when it would do something
     Plan(ChangeArgs),
     /// Change what is wanted, all of it or nothing

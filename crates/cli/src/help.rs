@@ -9,7 +9,7 @@ use crate::args::Args;
 const GROUPS: &[(&str, &[&str])] = &[
     ("Look", &["get", "describe", "events", "logs", "top", "history", "wait", "explain"]),
     ("Change", &["plan", "apply", "edit", "label", "delete", "export", "app"]),
-    ("Run a fleet", &["serve", "node", "registry", "token", "audit", "backup", "restore"]),
+    ("Run a fleet", &["serve", "node", "image", "registry", "token", "audit", "backup", "restore"]),
 ];
 const LAST_GROUP: &str = "Help";
 

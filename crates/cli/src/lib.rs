@@ -22,6 +22,7 @@ mod explain;
 mod export;
 mod help;
 mod history;
+mod image;
 mod label;
 mod nearest;
 mod node;
@@ -90,6 +91,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
     let command = match args.command {
         Command::Serve(options) => return serve::serve(&args.connection, options),
         Command::Restore(restore) => return backup::restore(&args.connection, &restore),
+        Command::Image(image) => return image::run(image),
         Command::Explain(explain) => return explain::explain(&explain),
         Command::Doctor(doctor) => return doctor::doctor(&args.connection, &doctor),
         Command::Completion(completion) => return completion::completion(&completion),
@@ -100,6 +102,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
     match command {
         Command::Serve(_)
         | Command::Restore(_)
+        | Command::Image(_)
         | Command::Explain(_)
         | Command::Doctor(_)
         | Command::Completion(_)

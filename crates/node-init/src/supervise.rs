@@ -8,6 +8,8 @@
 //! node      serving ─ SIGTERM or SIGINT ─▶ stopping: run, shims, the others, log, bus ─▶ nothing left
 //! ```
 //!
+//! The first process of a box also looks after the machine: [`crate::boot`].
+//!
 //! A running process that does not answer init is ended, and so started again (`health`). One thread, one poll. Blocking
 //! work is bounded: building a cage, emptying a control group.
 
@@ -16,7 +18,7 @@ mod process;
 mod shims;
 mod stop;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,6 +36,7 @@ use service::{IncomingCall, clock, log};
 
 use crate::adopt::{self, Claim};
 use crate::args::Options;
+use crate::boot::{Ending, Health, Machine};
 use crate::cgroup::{CgroupError, Cgroups};
 use crate::disk::Disk;
 use crate::spawn::{self, Roots, SpawnError};
@@ -94,12 +97,15 @@ struct Init {
     disk: Option<Disk>,
     next_look: MonoMs,
     stopping: Option<Stopping>,
+    /// Nothing: hosted.
+    machine: Option<Machine>,
     _claims: [Claim; 2],
 }
 
 /// What a descriptor in the poll belongs to.
 enum Source {
     Signal,
+    Button,
     Bus,
     Exit(Name),
     Control(Name),
@@ -114,20 +120,16 @@ pub fn run(mut options: Options) -> Result<(), InitError> {
         options.bins = Some(beside_this()?);
     }
     crate::anchor::leave_chroot()?;
-    let mut init = Init::new(options)?;
+    let mut init = Init::new(options, None)?;
     init.take_over();
-    for service in init.order.clone() {
-        init.start((service, String::new()));
-    }
-    loop {
-        init.serve();
-        if init.stopping.is_some() && init.processes.is_empty() {
-            break;
-        }
-    }
-    init.cgroups.remove("")?;
-    log::flush();
-    Ok(())
+    init.run()
+}
+
+/// Runs the node as the first process of a box, until the box is to end.
+pub fn run_booted(options: Options, machine: Machine) -> Result<Ending, InitError> {
+    let mut init = Init::new(options, Some(machine))?;
+    init.run()?;
+    Ok(init.machine.map_or(Ending::PowerOff, |machine| machine.ending))
 }
 
 /// The kernel takes no overlay as the writable part of another.
@@ -138,7 +140,22 @@ fn is_overlay(path: &Path) -> Result<bool, InitError> {
 }
 
 impl Init {
-    fn new(options: Options) -> Result<Init, InitError> {
+    fn run(&mut self) -> Result<(), InitError> {
+        for service in self.order.clone() {
+            self.start((service, String::new()));
+        }
+        loop {
+            self.serve();
+            if self.stopping.is_some() && self.processes.is_empty() {
+                break;
+            }
+        }
+        self.cgroups.remove("")?;
+        log::flush();
+        Ok(())
+    }
+
+    fn new(options: Options, machine: Option<Machine>) -> Result<Init, InitError> {
         let all = manifests::load(options.manifests.as_deref(), options.services.as_deref())?;
         let directory = |path: &PathBuf| {
             let failed = |source: std::io::Error| InitError::Directory { path: path.clone(), source };
@@ -181,7 +198,11 @@ impl Init {
         let mut bus = Bus::default();
         let disk = Disk::below(&roots.persist);
         let disk_facts = disk.as_ref().map(|disk| disk.facts.clone());
-        publish::<NodeObserved>(&mut bus, "", &facts::node(restart_counter, serial, disk_facts));
+        let node = observed::NodeObserved {
+            is_hosted: machine.is_none(),
+            ..facts::node(restart_counter, serial, disk_facts)
+        };
+        publish::<NodeObserved>(&mut bus, "", &node);
         bus.synced(NodeObserved::NAME);
         publish::<BoxMetrics>(&mut bus, "", &facts::box_metrics(disk.as_ref()));
         bus.synced(BoxMetrics::NAME);
@@ -200,6 +221,7 @@ impl Init {
             disk,
             next_look: clock::mono().plus_s(LOOK_S),
             stopping: None,
+            machine,
             _claims: [own_claim, group_claim],
         })
     }
@@ -220,6 +242,7 @@ impl Init {
         for source in self.wait(wait_ms) {
             match source {
                 Source::Signal => self.signalled(),
+                Source::Button => self.pressed(),
                 Source::Bus => self.bus.take(&mut std::collections::BTreeSet::new()),
                 Source::Exit(name) => self.exited(&name),
                 Source::Control(name) => self.spoke(&name),
@@ -236,7 +259,8 @@ impl Init {
         }
         let starts = self.processes.values().filter_map(Process::start_at);
         let looks = self.processes.values().filter_map(|process| Some(process.running()?.deadline()));
-        starts.chain(looks).fold(self.next_look, MonoMs::min)
+        let machine = self.machine.iter().map(Machine::deadline);
+        starts.chain(looks).chain(machine).fold(self.next_look, MonoMs::min)
     }
 
     fn wait(&self, wait_ms: u64) -> Vec<Source> {
@@ -246,6 +270,9 @@ impl Init {
             sources.push(source);
             fds.push(PollFd::from_borrowed_fd(fd, flags));
         };
+        for button in self.machine.iter().flat_map(Machine::buttons) {
+            add(Source::Button, button, PollFlags::IN);
+        }
         if let Some(fd) = self.bus.fd() {
             let flags = if self.bus.is_waiting() { PollFlags::OUT } else { PollFlags::empty() };
             add(Source::Bus, fd, flags | PollFlags::IN);
@@ -275,6 +302,7 @@ impl Init {
 
     fn on_time(&mut self) {
         let now = clock::mono();
+        self.look_after_machine(now);
         if self.stopping.is_some() {
             self.go_on_stopping(now);
             return;
@@ -293,6 +321,21 @@ impl Init {
                 self.publish_service(&name);
             }
         }
+    }
+
+    fn look_after_machine(&mut self, now: MonoMs) {
+        let is_ready = |name: &String| {
+            let process = self.processes.get(&(name.clone(), String::new()));
+            process.and_then(Process::running).is_some_and(Running::is_ready)
+        };
+        let ready =
+            if self.stopping.is_none() { self.order.iter().filter(|name| is_ready(name)).count() } else { 0 };
+        let health = Health { ready, all: self.order.len() };
+        let Some(machine) = &mut self.machine else { return };
+        let running = self.processes.values().filter_map(Process::running);
+        let own: BTreeSet<i32> = running.map(|running| running.pid.as_raw_nonzero().get()).collect();
+        machine.reap(&own);
+        machine.on_time(now, health);
     }
 
     /// Starts a service, or plans another try.
@@ -390,7 +433,8 @@ impl Init {
 
     fn launch(&self, manifest: &Manifest, key: &str) -> ipc::boot::Launch {
         let mut settings = self.options.settings.clone();
-        settings.insert("mode".into(), "hosted".into());
+        let mode = if self.machine.is_some() { "booted" } else { "hosted" };
+        settings.insert("mode".into(), mode.into());
         settings.insert("instance".into(), self.options.instance.clone());
         if self.options.is_verbose {
             settings.insert("verbose".into(), "1".into());
@@ -507,9 +551,22 @@ impl Init {
     }
 
     fn signalled(&mut self) {
-        let mut buffer = [0; 128];
-        // What it was does not matter: both signals ask for the same.
-        if rustix::io::read(&self.signals, &mut buffer).is_ok() && self.stopping.is_none() {
+        let mut buffer = [0_u8; 128];
+        if rustix::io::read(&self.signals, &mut buffer).is_err() || self.stopping.is_some() {
+            return;
+        }
+        // Hosted, both signals ask for the same. To the first process of a box SIGINT is the kernel's way to say that
+        // somebody at the keyboard wants a restart.
+        let number = i32::from_ne_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]);
+        if let Some(machine) = &mut self.machine {
+            machine.ending = if number == libc::SIGINT { Ending::Restart } else { Ending::PowerOff };
+        }
+        self.begin_stopping(clock::mono());
+    }
+
+    fn pressed(&mut self) {
+        if self.machine.as_mut().is_some_and(Machine::is_pressed) && self.stopping.is_none() {
+            log::info(format_args!("the power button was pressed"));
             self.begin_stopping(clock::mono());
         }
     }
@@ -522,7 +579,8 @@ fn publish<T: Topic>(bus: &mut Bus, key: &str, value: &T::Value) {
     }
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+/// An error and its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

@@ -20,6 +20,7 @@ use node_core::net::{Addressing, Dropped, Intent, Vif, drop_counter};
 
 use node_core::net::dhcp::client::Lease;
 
+use crate::dhcp::Seat;
 use crate::netlink::{NetlinkError, Socket};
 use crate::nft;
 use crate::route::{self, Link, NewVeth};
@@ -60,6 +61,8 @@ pub struct PortSource {
     /// Name servers by setting; empty: those of `resolv_conf`.
     pub dns: Vec<Ipv4Addr>,
     pub resolv_conf: Option<PathBuf>,
+    /// The box is ours: ports are brought up and get their addresses by DHCP.
+    pub is_configured_here: bool,
 }
 
 #[derive(Debug)]
@@ -77,6 +80,10 @@ impl Kernel {
             netfilter: Socket::netfilter()?,
             switches: switches.to_path_buf(),
         })
+    }
+
+    pub(crate) fn routes(&mut self) -> &mut Socket {
+        &mut self.route
     }
 
     pub(crate) fn links(&mut self) -> Result<BTreeMap<String, Link>, KernelError> {
@@ -130,34 +137,42 @@ impl Kernel {
         Ok(())
     }
 
-    /// Gives an app's interface the address a server outside gave it, in place of `old`.
+    /// Gives an interface the address a server outside gave it, in place of `old`.
     pub(crate) fn lease(
         inside: &mut Socket,
-        vif: &Vif,
+        seat: &Seat,
         old: Option<&Lease>,
         new: Option<&Lease>,
     ) -> Result<(), Fault> {
         let mut set = || -> Result<(), NetlinkError> {
-            let index = route::links(inside)?
-                .get(&vif.inner_name)
-                .map(|inner| inner.index)
-                .ok_or(NetlinkError::Malformed)?;
+            let own = route::links(inside)?.remove(&seat.name).ok_or(NetlinkError::Malformed)?;
+            let index = own.index;
+            for other in own.seen.addresses.iter().filter(|_| seat.is_ours_alone) {
+                if new.is_none_or(|new| new.address != *other) {
+                    route::remove_address(inside, index, *other)?;
+                }
+            }
             if let Some(old) = old.filter(|old| new.is_none_or(|new| new.address != old.address)) {
                 route::remove_address(inside, index, old.address)?;
             }
             let Some(new) = new else { return Ok(()) };
             route::add_address(inside, index, new.address)?;
             for (to, via) in &new.routes {
-                if to.length > 0 || vif.is_default {
-                    route::add_route(inside, index, *to, Some(*via).filter(|via| !via.is_unspecified()))?;
+                let via = Some(*via).filter(|via| !via.is_unspecified());
+                match via {
+                    Some(gateway) if to.length == 0 && seat.has_default => {
+                        route::add_way_out(inside, index, gateway, seat.metric)?;
+                    }
+                    _ if to.length > 0 => route::add_route(inside, index, *to, via)?,
+                    _ => {}
                 }
             }
-            if let Some(gateway) = new.gateway.filter(|_| vif.is_default) {
-                route::add_route(inside, index, EVERYTHING, Some(gateway))?;
+            if let Some(gateway) = new.gateway.filter(|_| seat.has_default) {
+                route::add_way_out(inside, index, gateway, seat.metric)?;
             }
             Ok(())
         };
-        set().map_err(|error| failed(&vif.inner_name, &error))
+        set().map_err(|error| failed(&seat.name, &error))
     }
 
     /// Gives an app's network namespace all its interfaces. `inside` is a socket of routes opened in there. May be
@@ -302,7 +317,10 @@ impl Kernel {
 }
 
 /// The node's ports among all links.
-pub(crate) fn ports(links: &BTreeMap<String, Link>, source: &PortSource) -> Vec<PortObserved> {
+pub(crate) fn port_links<'l>(
+    links: &'l BTreeMap<String, Link>,
+    source: &PortSource,
+) -> BTreeMap<&'l String, &'l Link> {
     let is_port = |name: &String, link: &Link| {
         if source.names.is_empty() {
             link.is_ethernet && !link.seen.is_ours && !link.has_master && link.seen.kind != LinkKind::Bridge
@@ -310,9 +328,13 @@ pub(crate) fn ports(links: &BTreeMap<String, Link>, source: &PortSource) -> Vec<
             source.names.contains(name)
         }
     };
+    links.iter().filter(|(name, link)| is_port(name, link)).collect()
+}
+
+/// What is said of them.
+pub(crate) fn ports(ports: BTreeMap<&String, &Link>, source: &PortSource) -> Vec<PortObserved> {
     let Resolver { servers: dns, search } = resolver(source);
-    let ports: Vec<(&String, &Link)> = links.iter().filter(|(name, link)| is_port(name, link)).collect();
-    let has_any_gateway = ports.iter().any(|(_, link)| !link.gateways.is_empty());
+    let has_any_gateway = ports.values().any(|link| !link.gateways.is_empty());
     ports
         .into_iter()
         .map(|(name, link)| PortObserved {

@@ -15,6 +15,7 @@ mod netlink;
 mod nft;
 mod process;
 mod route;
+mod uplinks;
 
 pub use netlink::NetlinkError;
 pub use process::{ProcessError, run};

@@ -18,13 +18,14 @@ use model::time::{MonoMs, Now};
 use node_core::net::flows::{DroppedPacket, FlowLog};
 use node_core::net::{Addressing, Intent, Standing, intent, read_drop_word, sighting_of};
 
-use crate::dhcp::{Asked, DhcpServer, Leases};
+use crate::dhcp::{Asked, DhcpServer, Leases, Seat};
 use crate::dns::answer::Resolved;
 use crate::dns::{Dns, Learn};
 use crate::kernel::{self, Kernel, KernelError, PortSource, Round};
 use crate::listen::{Ended, Shown};
 use crate::netlink::{NetlinkError, Socket};
 use crate::nft;
+use crate::uplinks::Uplinks;
 
 /// How long access rules know an address at least: apps keep names longer than their time to live says.
 const LEARNED_AT_LEAST: Duration = Duration::from_secs(3600);
@@ -68,6 +69,8 @@ pub struct Net {
     dns: Dns,
     dhcp: DhcpServer,
     leases: Leases,
+    /// Nothing: the ports are somebody else's.
+    uplinks: Option<Uplinks>,
     shown: Shown,
     ended: Ended,
     flows: FlowLog,
@@ -92,6 +95,10 @@ impl Net {
             dns: Dns::start(learned.clone()).map_err(OpenError::Dns)?,
             dhcp: DhcpServer::start().map_err(OpenError::Dhcp)?,
             leases: Leases::start().map_err(OpenError::Dhcp)?,
+            uplinks: match source.is_configured_here {
+                true => Some(Uplinks::start().map_err(OpenError::Dhcp)?),
+                false => None,
+            },
             shown: Shown::open()?,
             ended: Ended::open()?,
             flows: FlowLog::default(),
@@ -105,9 +112,22 @@ impl Net {
         })
     }
 
-    /// Looks at the ports anew.
+    /// Looks at the ports anew, and at what they need where they are ours.
     pub fn look(&mut self) -> Result<&[PortObserved], KernelError> {
-        self.ports = kernel::ports(&self.kernel.links()?, &self.source);
+        let links = self.kernel.links()?;
+        let ports = kernel::port_links(&links, &self.source);
+        if let Some(uplinks) = &mut self.uplinks {
+            uplinks.tend(&mut self.kernel, &ports);
+        }
+        self.ports = kernel::ports(ports, &self.source);
+        if let Some(uplinks) = &self.uplinks {
+            for port in &mut self.ports {
+                let told = uplinks.dns(&port.name);
+                if !told.is_empty() {
+                    port.dns = told;
+                }
+            }
+        }
         Ok(&self.ports)
     }
 
@@ -173,7 +193,14 @@ impl Net {
             let Some(datagrams) = datagrams.map_err(|error| failed(error.to_string()))? else {
                 return Err(failed("no socket to ask for an address with".to_string()));
             };
-            self.leases.ask(link, Asked { vif: vif.clone(), datagrams, routes });
+            let seat = Seat {
+                name: vif.inner_name.clone(),
+                mac: vif.mac,
+                has_default: vif.is_default,
+                metric: 0,
+                is_ours_alone: false,
+            };
+            self.leases.ask(link, Asked { seat, datagrams, routes });
         }
         let mut dns: Vec<Ipv4Addr> = Vec::new();
         let mut hosts = Vec::new();
@@ -210,7 +237,16 @@ impl Net {
 
     /// Descriptors that can be read when [`Net::told`] has something to take.
     pub fn watched(&self) -> Result<Vec<OwnedFd>, OpenError> {
-        Ok(vec![self.shown.fd()?, self.ended.fd()?, self.leases.fd().map_err(OpenError::Dhcp)?])
+        let mut all = vec![self.shown.fd()?, self.ended.fd()?, self.leases.fd().map_err(OpenError::Dhcp)?];
+        if let Some(uplinks) = &self.uplinks {
+            all.push(uplinks.fd().map_err(OpenError::Dhcp)?);
+        }
+        Ok(all)
+    }
+
+    /// Whether a port was told something new since the last question.
+    pub fn are_ports_changed(&self) -> bool {
+        self.uplinks.as_ref().is_some_and(Uplinks::is_changed)
     }
 
     /// Takes what the kernel told: addresses seen, flows ended, packets dropped. Says whether addresses changed.

@@ -99,6 +99,7 @@ fn port_source(service: &Service) -> PortSource {
         names,
         dns: dns.iter().filter_map(|word| word.parse().ok()).collect(),
         resolv_conf: Some(PathBuf::from(RESOLV_CONF)),
+        is_configured_here: service.settings().get("mode").is_some_and(|mode| mode == "booted"),
     }
 }
 
@@ -193,6 +194,9 @@ impl Process {
     }
 
     fn told(&mut self) {
+        if self.net.are_ports_changed() {
+            self.round();
+        }
         let held = self.published.addresses.clone();
         let is_changed = self.net.told(self.service.now());
         if is_changed || self.net.with_addresses().apps != held {

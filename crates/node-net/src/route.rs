@@ -65,6 +65,7 @@ const NEIGHBOUR_PERMANENT: u16 = 0x80;
 const RTA_DESTINATION: u16 = 1;
 const RTA_OUT_LINK: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
 const RTA_TABLE: u16 = 15;
 const TABLE_MAIN: u8 = 254;
 const PROTOCOL_STATIC: u8 = 4;
@@ -266,6 +267,21 @@ pub(crate) fn add_route(
     message.ne32(RTA_OUT_LINK, index);
     if let Some(gateway) = via {
         message.attr(RTA_GATEWAY, &gateway.octets());
+    }
+    socket.request(message)
+}
+
+/// Adds a default route with a metric, beside those with other metrics.
+pub(crate) fn add_way_out(
+    socket: &mut Socket,
+    index: u32,
+    gateway: Ipv4Addr,
+    metric: u32,
+) -> Result<(), NetlinkError> {
+    let mut message = Message::new(NEW_ROUTE, CREATE | REPLACE, &fixed_route(0, TABLE_MAIN, SCOPE_UNIVERSE));
+    message.ne32(RTA_OUT_LINK, index).attr(RTA_GATEWAY, &gateway.octets());
+    if metric > 0 {
+        message.ne32(RTA_PRIORITY, metric);
     }
     socket.request(message)
 }

@@ -6,6 +6,7 @@
 
 mod api;
 mod app;
+mod boxes;
 mod fleet;
 mod hold;
 mod image;
@@ -81,6 +82,7 @@ const GROUPS: &[Group] = &[
     Group { names: api::NAMES, measure: api::measure },
     Group { names: fleet::NAMES, measure: fleet::measure },
     Group { names: sim::NAMES, measure: sim::measure },
+    Group { names: boxes::NAMES, measure: boxes::measure },
 ];
 
 /// Examples of the crates that measure one part alone.

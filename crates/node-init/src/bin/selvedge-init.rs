@@ -3,10 +3,22 @@
 
 use std::process::ExitCode;
 
+use node_init::boot::{self, Started};
 use node_init::{args, supervise};
 
 fn main() -> ExitCode {
-    let options = match args::parse(std::env::args().skip(1)) {
+    let mut all = std::env::args();
+    let arg0 = all.next().unwrap_or_default();
+    let arguments: Vec<String> = all.collect();
+    match boot::started(&arg0, arguments.first().map(String::as_str)) {
+        Started::First => boot::first(),
+        Started::Second => boot::second(&arguments),
+        Started::ForModule => {
+            return if boot::modules::answer(&arguments) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        }
+        Started::Ordinary => {}
+    }
+    let options = match args::parse(arguments) {
         Ok(options) => options,
         Err(error) => {
             eprintln!("selvedge-init: {error}\n\n{}", args::USAGE);
@@ -16,13 +28,7 @@ fn main() -> ExitCode {
     match supervise::run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let mut text = error.to_string();
-            let mut source = std::error::Error::source(&error);
-            while let Some(error) = source {
-                text = format!("{text}: {error}");
-                source = error.source();
-            }
-            eprintln!("selvedge-init: {text}");
+            eprintln!("selvedge-init: {}", supervise::chain(&error));
             ExitCode::FAILURE
         }
     }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Addresses from outside: asks DHCP servers for apps on switches that have no rights to ask themselves.
+//! Addresses from outside: asks DHCP servers for apps on switches that have no rights to ask themselves, and for the ports of a
+//! box that is ours.
 //!
-//! The socket was opened inside the app's network namespace, so what is said travels the app's own way and is judged by
+//! An app's socket was opened inside the app's network namespace, so what is said travels the app's own way and is judged by
 //! its rules. One thread drives all clients; the main loop is told by a descriptor. A client whose app is gone is
 //! dropped, and with it the last hold on the app's namespace.
 
@@ -14,8 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use model::net::Mac;
 use model::time::{MonoMs, Now, Wall};
-use node_core::net::Vif;
 use node_core::net::dhcp::client::{Client, Input, Lease, Output};
 use node_core::net::dhcp::message::MAX_MESSAGE_BYTES;
 use node_core::net::dhcp::{CLIENT_PORT, SERVER_PORT};
@@ -28,11 +29,25 @@ use crate::netlink::Socket;
 /// Datagrams read from one socket before the others have their turn.
 const DATAGRAMS_PER_TURN: usize = 16;
 
+/// An interface, as far as an address matters to it.
+#[derive(Clone, Debug)]
+pub(crate) struct Seat {
+    /// In its own network namespace.
+    pub(crate) name: String,
+    pub(crate) mac: Mac,
+    /// It takes a way out when it is told one.
+    pub(crate) has_default: bool,
+    /// Of the way out; 0: the kernel's.
+    pub(crate) metric: u32,
+    /// Any other address on it is an old one.
+    pub(crate) is_ours_alone: bool,
+}
+
 /// An interface that needs an address from outside.
 #[derive(Debug)]
 pub(crate) struct Asked {
-    pub(crate) vif: Vif,
-    /// Opened inside the app's network namespace.
+    pub(crate) seat: Seat,
+    /// Opened inside the network namespace of the interface.
     pub(crate) datagrams: OwnedFd,
     pub(crate) routes: Socket,
 }
@@ -100,8 +115,9 @@ impl Leases {
         self.order.changed.try_clone()
     }
 
-    pub(crate) fn seen(&self) {
-        let _ = rustix::io::read(&self.order.changed, &mut [0; 8]);
+    /// Says whether there was anything to see.
+    pub(crate) fn seen(&self) -> bool {
+        rustix::io::read(&self.order.changed, &mut [0; 8]).is_ok()
     }
 }
 
@@ -123,7 +139,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 struct Live {
-    vif: Vif,
+    seat: Seat,
     client: Client,
     socket: UdpSocket,
     routes: Socket,
@@ -181,15 +197,15 @@ fn wait(order: &Order, live: &BTreeMap<String, Live>, now: MonoMs) {
 
 fn begin(asked: Asked) -> io::Result<Live> {
     let socket = socket2::Socket::from(asked.datagrams);
-    socket.bind_device(Some(asked.vif.inner_name.as_bytes()))?;
+    socket.bind_device(Some(asked.seat.name.as_bytes()))?;
     socket.set_reuse_address(true)?;
     socket.set_broadcast(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, CLIENT_PORT)).into())?;
     let mut seed = [0; 8];
     let _ = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty());
-    let client = Client::new(asked.vif.mac, Chance::new(u64::from_ne_bytes(seed)));
-    Ok(Live { vif: asked.vif, client, socket: socket.into(), routes: asked.routes, lease: None })
+    let client = Client::new(asked.seat.mac, Chance::new(u64::from_ne_bytes(seed)));
+    Ok(Live { seat: asked.seat, client, socket: socket.into(), routes: asked.routes, lease: None })
 }
 
 /// One input, or a look at the clock.
@@ -212,7 +228,7 @@ fn turn(link: &str, one: &mut Live, now: Now, input: Option<Input>, order: &Orde
 }
 
 fn set(link: &str, one: &mut Live, lease: Option<Lease>, order: &Order) {
-    if let Err(fault) = Kernel::lease(&mut one.routes, &one.vif, one.lease.as_ref(), lease.as_ref()) {
+    if let Err(fault) = Kernel::lease(&mut one.routes, &one.seat, one.lease.as_ref(), lease.as_ref()) {
         service::log::warn(format_args!("{link}: {fault}"));
         return;
     }

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the builder of images and the node must agree on about a disk: the partition table ([`gpt`]), which partitions there
+//! are ([`partitions`]), the hash tree over a root ([`verity`]), the names of boot entries ([`entry`]), and where an update goes
+//! ([`slots`]).
+//!
+//! No file is opened here: bytes in, bytes out. What is read from a disk may be torn or hostile and never panics.
+#![no_std]
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+extern crate alloc;
+
+pub mod entry;
+pub mod gpt;
+pub mod partitions;
+pub mod slots;
+pub mod verity;
