@@ -58,8 +58,12 @@ fn note_purge(config: &DeviceConfig, app: &AppInstance, memory: &mut Memory) {
     if app.purge_counter == entry.purge_counter {
         return;
     }
-    entry.purge_counter = app.purge_counter;
-    if let Some(committed) = &entry.committed {
+    let before = core::mem::replace(&mut entry.purge_counter, app.purge_counter);
+    if let Some(committed) = &mut entry.committed {
+        // back at what is committed, by way of another: a purge all the same
+        if committed.purge_counter == app.purge_counter {
+            committed.purge_counter = before;
+        }
         let now = volumes::uses(config, app, entry.local_generation);
         if keys(&now).eq(keys(&committed.volumes)) {
             entry.local_generation += 1;

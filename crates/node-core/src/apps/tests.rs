@@ -600,6 +600,25 @@ proptest! {
     }
 }
 
+#[test]
+fn a_purge_counter_that_comes_back_to_what_runs_is_a_purge_all_the_same() {
+    let mut world = World::new();
+    let with = |counter: u32| {
+        let mut app = app(2);
+        app.purge_counter = counter;
+        app.volumes[0].key.generation = u64::from(counter);
+        config(&[app])
+    };
+    world.settle(&with(1));
+    let root = world.desired.apps.values().next().unwrap().root;
+    // too short for anything to be started
+    world.round(&config(&[]));
+    world.round(&with(0));
+    world.settle(&with(1));
+    assert_eq!(world.last.as_ref().unwrap().status.apps.values().next().unwrap().state, SwState::Running);
+    assert_ne!(world.desired.apps.values().next().unwrap().root, root);
+}
+
 /// The volume of an app besides its root.
 fn second(number: u8) -> VolumeKey {
     VolumeKey { id: VolumeId(uuid(7, number)), generation: 0 }
