@@ -178,9 +178,7 @@ fn watch(machine: &mut Background, console: &Path) -> anyhow::Result<Vec<String>
 
 /// Directory with `tree`, `kernel` and `initrd`; made once per cache and list of tools.
 fn base(cache: &Path) -> anyhow::Result<PathBuf> {
-    let mut hasher = std::hash::DefaultHasher::new();
-    std::hash::Hash::hash(TOOLS, &mut hasher);
-    let base = cache.join(format!("guest-{:08x}", std::hash::Hasher::finish(&hasher) >> 32));
+    let base = cache.join(format!("guest-{}", crate::lab::fingerprint(&TOOLS)));
     if base.join("initrd").exists() {
         return Ok(base);
     }

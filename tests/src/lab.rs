@@ -82,6 +82,13 @@ pub fn lab_number() -> u8 {
 /// The last `10.x` network a laboratory may take is `10.255`.
 const LAB_MAX: u8 = 24;
 
+/// A short name for a value: what was made for another value is told from what was made for this one.
+pub fn fingerprint(value: &impl std::hash::Hash) -> String {
+    let mut hasher = std::hash::DefaultHasher::new();
+    value.hash(&mut hasher);
+    format!("{:016x}", std::hash::Hasher::finish(&hasher))
+}
+
 /// Build directory of the workspace.
 pub fn target_dir() -> anyhow::Result<PathBuf> {
     if let Some(dir) = std::env::var_os("CARGO_TARGET_DIR") {

@@ -34,10 +34,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     crate::build_products()?;
     let built_s = elapsed_s();
 
-    let (stop, stopped) = mpsc::channel();
-    ctrlc::set_handler(move || {
-        let _ = stop.send(());
-    })?;
+    let stopped = interrupts()?;
 
     let mut lab = Lab::start(Place::new("demo", 1)?)?;
     step("applying examples/hello");
@@ -79,16 +76,22 @@ Ctrl-C stops everything and cleans up.",
     Ok(())
 }
 
+/// Gets a word when somebody wants the demo to end.
+fn interrupts() -> anyhow::Result<mpsc::Receiver<()>> {
+    let (stop, stopped) = mpsc::channel();
+    ctrlc::set_handler(move || {
+        let _ = stop.send(());
+    })?;
+    Ok(stopped)
+}
+
 /// An image is built, booted under UEFI, onboarded; no root is needed.
 fn run_box(args: &Args) -> anyhow::Result<()> {
     packages::ensure(packages::DEMO)?;
     packages::ensure(packages::BOX)?;
     crate::build_products()?;
     let built_s = elapsed_s();
-    let (stop, stopped) = mpsc::channel();
-    ctrlc::set_handler(move || {
-        let _ = stop.send(());
-    })?;
+    let stopped = interrupts()?;
     let place = Place::new("demo-box", 2)?;
     place.clear()?;
     let (controller, image) = machine::prepared(&place, &[])?;

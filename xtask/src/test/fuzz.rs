@@ -96,9 +96,7 @@ pub(super) fn run(filter: Option<&str>, is_long: bool) -> anyhow::Result<()> {
 
 /// This program under a name that holds the flags: cargo looks at the name alone to see whether things are built already.
 fn compiler(dir: &Path) -> anyhow::Result<PathBuf> {
-    let mut hasher = std::hash::DefaultHasher::new();
-    std::hash::Hash::hash(FLAGS, &mut hasher);
-    let link = dir.join(format!("compiler-{:016x}", std::hash::Hasher::finish(&hasher)));
+    let link = dir.join(format!("compiler-{}", tests::lab::fingerprint(&FLAGS)));
     fs::create_dir_all(dir)?;
     let _ = fs::remove_file(&link);
     std::os::unix::fs::symlink(std::env::current_exe()?, &link)?;
