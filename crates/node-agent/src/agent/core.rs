@@ -38,7 +38,7 @@ use reconcile::{Chance, Machine, Outbox, earliest};
 use super::ask::{self, Ask, HttpReply};
 use super::disk::{Disk, SavedConfig, SavedInfo};
 use super::http::{Done, Flows};
-use super::reports::{self, Own};
+use super::reports::{self, Own, Shown};
 use super::world::World;
 use told::Told;
 
@@ -106,6 +106,8 @@ pub struct Core {
     world: World,
     /// The device's report as it was compared last.
     device_status: DeviceStatus,
+    /// What it was made of besides the config and the world; nothing once one of those has changed.
+    compared: Option<Shown>,
     own: Own,
     observed: AgentObserved,
     certs: Certs,
@@ -143,9 +145,12 @@ impl Core {
             floor_s: disk.floor_s(),
             own: Own {
                 device,
-                serial: serial.clone(),
-                root_certs: Some(Digest(pem_hash(identity.root_certs_pem.as_bytes()))),
-                tls_root_certs: Some(Digest(pem_hash(identity.tls_root_certs_pem.as_bytes()))),
+                shown: Shown {
+                    serial: serial.clone(),
+                    root_certs: Some(Digest(pem_hash(identity.root_certs_pem.as_bytes()))),
+                    tls_root_certs: Some(Digest(pem_hash(identity.tls_root_certs_pem.as_bytes()))),
+                    ..Shown::default()
+                },
                 ..Own::default()
             },
             serial,
@@ -159,6 +164,7 @@ impl Core {
             quote: None,
             world: World::default(),
             device_status: DeviceStatus::default(),
+            compared: None,
             certs: Certs::new(Chance::new(chance.next_u64())),
             onboard: Onboard::new(device, can_register),
             attest: Attest::default(),
@@ -218,6 +224,7 @@ impl Core {
         let is_applied = self.world.applied != world.applied;
         let change = if is_applied { report::Input::Applied } else { DEVICE_CHANGED };
         self.world = world;
+        self.compared = None;
         for subject in changes.changed {
             self.reports(now, report::Input::Changed(subject), fx);
         }
@@ -257,7 +264,7 @@ impl Core {
     fn reached(&mut self, ask: &Ask, result: &Result<HttpReply, Fault>, fx: &mut dyn Effects) {
         match result {
             Ok(_) => {
-                self.own.unreached.clear();
+                self.own.shown.unreached.clear();
                 if self.unreached.take().is_some() {
                     fx.log(LogSeverity::Info, format!("the controller {} answers", self.identity.server));
                 }
@@ -267,7 +274,7 @@ impl Core {
                 let is_of_controller =
                     matches!(fault.reason, Reason::ControllerUntrusted | Reason::ControllerUnreachable);
                 if is_of_controller && self.unreached.as_ref() != Some(fault) {
-                    self.own.unreached = fault.to_string();
+                    self.own.shown.unreached = fault.to_string();
                     fx.log(LogSeverity::Warning, format!("{fault}; {}", fault.reason.next_step()));
                     self.unreached = Some(fault.clone());
                 }
@@ -483,11 +490,14 @@ impl Core {
 
     /// `change` is what the reports hear when the device's differs from the last.
     fn compare_device(&mut self, now: Now, change: report::Input, fx: &mut dyn Effects) {
-        self.own.phase = Some(self.attest.phase());
-        let status = reports::device(&self.own, self.config.as_ref(), &self.world);
-        if status != self.device_status {
-            self.device_status = status;
-            self.reports(now, change, fx);
+        self.own.shown.phase = Some(self.attest.phase());
+        if self.compared.as_ref() != Some(&self.own.shown) {
+            self.compared = Some(self.own.shown.clone());
+            let status = reports::device(&self.own.shown, self.config.as_ref(), &self.world);
+            if status != self.device_status {
+                self.device_status = status;
+                self.reports(now, change, fx);
+            }
         }
         if self.observed.is_attested != self.is_attested() {
             self.publish_observed(now, fx);
@@ -528,6 +538,7 @@ impl Core {
                     if self.config.as_ref().is_some_and(|config| config.id != device) {
                         // Another device's order does not bind this one.
                         self.config = None;
+                        self.compared = None;
                     }
                     self.publish_observed(now, fx);
                     self.device_known(now, fx);

@@ -35,12 +35,18 @@ const MAX_BLOBS: usize = 4096;
 #[derive(Clone, Debug, Default)]
 pub struct Own {
     pub device: Option<DeviceId>,
-    /// Serial number the node registers by, when it is not the machine's.
-    pub serial: Option<String>,
-    pub phase: Option<Phase>,
+    pub shown: Shown,
     pub requests: RequestCounts,
     pub flows: FlowCounts,
     pub received_config: Option<WallTime>,
+}
+
+/// What of it makes the device's report another one: the rest changes with each answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// Serial number the node registers by, when it is not the machine's.
+    pub serial: Option<String>,
+    pub phase: Option<Phase>,
     /// Digests of the root certificates, for the controller's own and for its TLS server.
     pub root_certs: Option<Digest>,
     pub tls_root_certs: Option<Digest>,
@@ -124,7 +130,7 @@ pub fn info(
 ) -> Option<InfoMessage> {
     let info = match subject {
         Subject::Device => {
-            let mut status = device(own, config, world);
+            let mut status = device(&own.shown, config, world);
             // Not part of what is compared: each answer would be a change to be told.
             status.port_config.last_success = own.requests.last_success;
             status.port_config.last_failure = own.requests.last_failure;
@@ -146,7 +152,7 @@ pub fn gone(subject: Subject, now: Now, own: &Own) -> Option<InfoMessage> {
 }
 
 /// The device as a whole.
-pub fn device(own: &Own, config: Option<&DeviceConfig>, world: &World) -> DeviceStatus {
+pub fn device(own: &Shown, config: Option<&DeviceConfig>, world: &World) -> DeviceStatus {
     let node = world.node.clone();
     let applied = world.applied.as_ref();
     let is_maintenance = applied.is_some_and(|applied| applied.is_maintenance);
@@ -218,7 +224,7 @@ fn attestation(phase: Phase) -> AttestationState {
     }
 }
 
-fn security(own: &Own, world: &World) -> SecurityStatus {
+fn security(own: &Shown, world: &World) -> SecurityStatus {
     let module = match &world.vault {
         None => SecurityModule::Unknown,
         Some(vault) if vault.has_tpm => SecurityModule::Enabled,

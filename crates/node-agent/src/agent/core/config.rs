@@ -182,6 +182,7 @@ impl Core {
         }
         self.raise_floor(config.timestamp, fx);
         let before = self.config.replace(config.clone());
+        self.compared = None;
         fx.publish_config(&config);
         fx.log(
             LogSeverity::Info,

@@ -307,8 +307,6 @@ fn world() -> World {
 fn own() -> Own {
     Own {
         device: Some(DeviceId(id(42))),
-        serial: None,
-        phase: Some(Phase::Complete),
         requests: RequestCounts {
             succeeded: 9,
             failed: 2,
@@ -318,9 +316,13 @@ fn own() -> Own {
         },
         flows: FlowCounts::default(),
         received_config: Some(AT),
-        root_certs: Some(Digest([1; 32])),
-        tls_root_certs: Some(Digest([2; 32])),
-        unreached: Fault::new(Reason::ControllerUnreachable, "no route").to_string(),
+        shown: Shown {
+            serial: None,
+            phase: Some(Phase::Complete),
+            root_certs: Some(Digest([1; 32])),
+            tls_root_certs: Some(Digest([2; 32])),
+            unreached: Fault::new(Reason::ControllerUnreachable, "no route").to_string(),
+        },
     }
 }
 
@@ -405,14 +407,7 @@ fn the_first_start_on_a_disk_is_told_as_such() {
     let reason = |restart_counter| {
         let mut world = world();
         world.node.as_mut().unwrap().restart_counter = restart_counter;
-        device(&own(), None, &world).boot_reason
+        device(&own().shown, None, &world).boot_reason
     };
     assert_eq!([reason(0), reason(1)], [BOOT_REASON_FIRST, BOOT_REASON_UNKNOWN]);
-}
-
-#[test]
-fn an_answer_of_the_controller_alone_is_no_change_of_the_device() {
-    let mut later = own();
-    later.requests.last_success = Some(WallTime { seconds: AT.seconds + 9, nanos: 0 });
-    assert_eq!(device(&later, Some(&config()), &world()), device(&own(), Some(&config()), &world()));
 }
