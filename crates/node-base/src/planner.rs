@@ -151,11 +151,13 @@ impl Planner {
             return Round::Awaiting(missing);
         }
         let Some(config) = topics.get::<topics::Config>("") else { return Round::Planned };
-        let plan = apps::plan(&config, &observed(topics), &self.memory, &self.desired);
+        let observed = observed(topics);
+        let plan = apps::plan(&config, &observed, &self.memory, &self.desired);
         let is_news = plan.memory != self.memory || plan.desired != self.desired;
         if is_news && let Err(error) = self.file.save_on_full_disk(&plan.memory, &plan.desired) {
             let fault = error.fault();
-            self.published.publish_status(topics, &without_change(&plan, &self.desired, &fault));
+            let unchanged = apps::status(&config, &observed, &self.memory, &self.desired);
+            self.published.publish_status(topics, &without_change(&plan, unchanged, &self.desired, &fault));
             return Round::NotSaved(fault);
         }
         self.published.publish(topics, &plan);
@@ -165,11 +167,14 @@ impl Planner {
 }
 
 /// What is reported while a plan cannot be carried out: what is seen, and for each app that the plan would change, or that
-/// does not run yet, why it does not go on.
-fn without_change(plan: &Plan, desired: &Desired, fault: &Fault) -> Status {
+/// does not run yet, why it does not go on. `unchanged` is told of those that the plan would change.
+fn without_change(plan: &Plan, mut unchanged: Status, desired: &Desired, fault: &Fault) -> Status {
     let mut status = plan.status.clone();
     for (id, app) in &mut status.apps {
         let is_changed = plan.desired.apps.get(id) != desired.apps.get(id);
+        if is_changed && let Some(unchanged) = unchanged.apps.remove(id) {
+            *app = unchanged;
+        }
         let is_waiting = plan.desired != *desired && app.is_activated && app.state != SwState::Running;
         if is_changed || is_waiting {
             app.faults.push(fault.clone());
@@ -338,7 +343,7 @@ mod tests {
         let fault = StateError::Write(source).fault();
         assert_eq!(fault.reason, Reason::DiskFull);
         let told = |desired: &Desired| -> Vec<bool> {
-            let status = without_change(&plan, desired, &fault);
+            let status = without_change(&plan, plan.status.clone(), desired, &fault);
             status.apps.values().map(|app| app.faults == [fault.clone()]).collect()
         };
         assert_eq!(told(&before), [false, true, true, false]);

@@ -9,6 +9,8 @@ use crate::scenario::Fault;
 /// As the agent's HTTP client has them.
 const DIAL_TIMEOUT_MS: u64 = 10_000;
 pub(crate) const SEND_TIMEOUT_MS: u64 = 120_000;
+/// Two questions of 5 s to each of two servers, as a resolver has them.
+const NAMES_TIMEOUT_MS: u64 = 20_000;
 /// Usual time of one way.
 const WAY_MS: (u64, u64) = (4, 90);
 
@@ -36,6 +38,7 @@ pub(crate) struct Link {
     lossy: (u8, u64),
     slow: (u32, u64),
     broken_tls_until: u64,
+    names_gone_until: u64,
     pub(crate) registry_down_until: u64,
     pub(crate) lease_lost_until: u64,
     pub(crate) lease_number: u8,
@@ -51,6 +54,7 @@ impl Link {
     pub(crate) fn begin(&mut self, t: u64, fault: Fault) -> Option<u64> {
         let (until, for_ms) = match fault {
             Fault::LinkDown { for_ms } => (&mut self.down_until, for_ms),
+            Fault::NamesGone { for_ms } => (&mut self.names_gone_until, for_ms),
             Fault::BrokenTls { for_ms } => (&mut self.broken_tls_until, for_ms),
             Fault::RegistryDown { for_ms } => (&mut self.registry_down_until, for_ms),
             Fault::LeaseLost { for_ms } => (&mut self.lease_lost_until, for_ms),
@@ -80,10 +84,18 @@ impl Link {
         t < self.down_until
     }
 
+    pub(crate) fn has_names(&self, t: u64) -> bool {
+        t >= self.names_gone_until
+    }
+
     /// A request sets out.
     pub(crate) fn way(&self, t: u64, is_reachable: bool, is_answer_signed: bool, chance: &mut Chance) -> Way {
         if self.is_down(t) || !is_reachable {
             return Way::Lost { after_ms: chance.between(50, DIAL_TIMEOUT_MS) };
+        }
+        if !self.has_names(t) {
+            // Refused at once, or each server asked in turn.
+            return Way::Lost { after_ms: chance.between(5, NAMES_TIMEOUT_MS) };
         }
         let after_ms = self.one_way_ms(t, chance);
         if t < self.broken_tls_until {

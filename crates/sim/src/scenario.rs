@@ -76,6 +76,10 @@ pub enum Fault {
     RegistryDown {
         for_ms: u64,
     },
+    /// No name is found: neither the controller's nor the registry's.
+    NamesGone {
+        for_ms: u64,
+    },
     LeaseLost {
         for_ms: u64,
     },
@@ -95,6 +99,11 @@ pub enum Fault {
     /// The clock jumps.
     ClockStep {
         seconds: i64,
+    },
+    /// The clock runs too fast or too slow, by millionths, and nobody sets it.
+    ClockDrift {
+        ppm: i32,
+        for_ms: u64,
     },
     /// The clock begins in 1970 and is set after so long.
     ClockDead {
@@ -133,6 +142,8 @@ pub struct Scenario {
     pub steps: Vec<Step>,
 }
 
+/// A quartz is wrong by some 100 millionths; a broken one, or a badly emulated clock, by percents.
+const MAX_DRIFT_PPM: u64 = 50_000;
 /// Apps that operators speak of.
 const APPS: u8 = 4;
 /// Faults over a week, at least and at most.
@@ -208,7 +219,7 @@ fn fault(c: &mut Chance, left_ms: u64) -> Fault {
     let short_ms = for_ms.min(5 * MINUTE_MS);
     let name = Name::SERVICES[c.between(0, Name::SERVICES.len() as u64 - 1) as usize];
     let app = c.between(0, u64::from(APPS) - 1) as u8;
-    match c.between(0, 26) {
+    match c.between(0, 28) {
         0 | 1 => Fault::PowerCut { off_ms: for_ms },
         2..=4 => Fault::PowerCutAtEffect { effects: c.between(0, 40) as u32 },
         5 | 6 => Fault::Crash(name),
@@ -240,6 +251,8 @@ fn fault(c: &mut Chance, left_ms: u64) -> Fault {
             }
         }
         25 => Fault::ControllerDown { for_ms },
+        26 => Fault::NamesGone { for_ms },
+        27 => Fault::ClockDrift { ppm: c.between(0, 2 * MAX_DRIFT_PPM) as i32 - MAX_DRIFT_PPM as i32, for_ms },
         _ => Fault::ControllerAnswers { status: STATUSES[c.between(0, 4) as usize], for_ms },
     }
 }

@@ -653,6 +653,13 @@ impl World {
                 self.links[node].clock_wrong_until = t + 60 * MINUTE_MS;
                 self.after(60 * MINUTE_MS, Event::Refresh(node));
             }
+            Fault::ClockDrift { ppm, for_ms } => {
+                let clock = &mut self.nodes[node].clock;
+                clock.drift = Some((t, ppm));
+                clock.is_synchronised = false;
+                self.links[node].clock_wrong_until = t + for_ms;
+                self.after(for_ms, Event::Refresh(node));
+            }
             Fault::ClockDead { for_ms } => {
                 let clock = &mut self.nodes[node].clock;
                 clock.ahead_s = -(EPOCH_S + (t / 1_000) as i64);
@@ -722,14 +729,14 @@ impl World {
         machine.is_vault_down = t < link.vault_down_until;
         machine.is_kernel_failing = t < link.kernel_fails_until;
         machine.is_spawn_failing = t < link.spawn_fails_until;
-        machine.is_registry_down = t < link.registry_down_until || link.is_down(t);
+        machine.is_registry_down = t < link.registry_down_until || link.is_down(t) || !link.has_names(t);
         machine.disk.is_full.set(t < link.disk_full_until);
         let lease = (t >= link.lease_lost_until)
             .then(|| std::net::Ipv4Addr::new(192, 0, 2, 10 + node as u8 + link.lease_number));
         let is_news = machine.lease != lease;
         machine.lease = lease;
         if t >= link.clock_wrong_until {
-            self.nodes[node].clock = crate::node::Clock { ahead_s: 0, is_synchronised: true };
+            self.nodes[node].clock = crate::node::Clock::right();
         }
         self.disturb(node);
         if is_news {

@@ -171,6 +171,20 @@ pub fn plan(config: &DeviceConfig, observed: &Observed, memory: &Memory, previou
     Plan { desired, status, memory }
 }
 
+/// What there is to report when nothing is changed: of what was decided last, not of what would be decided now.
+pub fn status(config: &DeviceConfig, observed: &Observed, memory: &Memory, decided: &Desired) -> Status {
+    let (items, echo) = items::read(&config.items);
+    let world = report::World {
+        config,
+        observed,
+        memory,
+        desired: decided,
+        faults: &Faults::from_config(config),
+        is_maintenance: items.is_maintenance,
+    };
+    report::report(&world, echo)
+}
+
 /// Faults found while planning, by the object they struck.
 #[derive(Debug, Default)]
 struct Faults {

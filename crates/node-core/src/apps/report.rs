@@ -3,7 +3,6 @@
 
 use alloc::collections::BTreeMap;
 use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 
 use core::net::Ipv4Addr;
@@ -40,7 +39,7 @@ pub(super) fn report(world: &World<'_>, items: Vec<ConfigItemStatus>) -> Status 
     for (id, seen) in &world.observed.apps {
         // still leaving: its last report must not look as if it ran on
         if is_alive(seen) && !apps.contains_key(id) && !world.faults.apps.contains_key(id) {
-            apps.insert(*id, world.leaving_app(*id));
+            apps.insert(*id, world.leaving_app(*id, seen));
         }
     }
     for (id, faults) in &world.faults.apps {
@@ -184,21 +183,22 @@ impl World<'_> {
             .is_some_and(|e| e.committed.as_ref().is_some_and(|c| c.purge_counter != app.purge_counter))
     }
 
-    fn leaving_app(&self, id: AppId) -> AppStatus {
+    fn leaving_app(&self, id: AppId, seen: &AppObserved) -> AppStatus {
+        let state = match seen.state {
+            _ if !self.desired.apps.contains_key(&id) => SwState::Halting,
+            // nobody was told to stop it yet
+            RunState::Running { .. } => SwState::Running,
+            RunState::Starting => SwState::Booting,
+            RunState::Stopping => SwState::Halting,
+            _ => SwState::Failed,
+        };
+        AppStatus { state, ..self.nameless_app(id) }
+    }
+
+    /// Of which the config says nothing that can be read.
+    fn nameless_app(&self, id: AppId) -> AppStatus {
         let spec = self.memory.apps.get(&id).and_then(|e| e.committed.as_ref()).map(|c| &c.spec);
-        AppStatus {
-            app: id,
-            version: String::new(),
-            name: spec.map(|s| s.name.clone()).unwrap_or_default(),
-            state: SwState::Halting,
-            is_activated: false,
-            faults: Vec::new(),
-            volumes: Vec::new(),
-            vifs: Vec::new(),
-            restart_counter: 0,
-            purge_counter: 0,
-            started_at: None,
-        }
+        AppStatus { name: spec.map(|s| s.name.clone()).unwrap_or_default(), ..AppStatus::gone(id) }
     }
 
     /// Not readable in the newest config: what runs, runs on.
@@ -210,7 +210,7 @@ impl World<'_> {
             is_activated: self.desired.apps.contains_key(&id),
             faults: faults.to_vec(),
             vifs: self.vifs(id, seen),
-            ..self.leaving_app(id)
+            ..self.nameless_app(id)
         }
     }
 

@@ -207,6 +207,10 @@ impl World {
                 }
             }
         }
+        for app in plan.desired.apps.values() {
+            assert!(plan.desired.volumes.contains_key(&app.root), "volume of an ordered app goes");
+            assert!(self.observed.volumes.contains_key(&app.root), "ordered without its volume");
+        }
         for vifs in plan.desired.vifs.values() {
             for vif in &vifs.vifs {
                 assert!(plan.desired.networks.contains_key(&vif.network), "network of an interface goes");
@@ -326,6 +330,13 @@ impl World {
                 }
             }
         }
+    }
+
+    /// What runs is gone with the power; what is on the disk stays.
+    fn cut_power(&mut self) {
+        self.observed.apps.clear();
+        self.observed.vifs.clear();
+        self.observed.networks.clear();
     }
 
     fn state(&self, number: u8) -> SwState {
@@ -528,16 +539,52 @@ fn what_was_committed_survives_a_restart_of_everything() {
     let config = config(&[app(1), app(2)]);
     world.settle(&config);
     let (memory, desired) = (world.memory.clone(), world.desired.clone());
-    world.observed.apps.clear();
-    world.observed.vifs.clear();
-    world.observed.networks.clear();
+    world.cut_power();
     world.desired = Desired::default();
     world.settle(&config);
     assert_eq!(world.memory, memory, "same numbers, addresses and instances");
     assert_eq!(world.desired, desired);
 }
 
-/// One change an operator makes.
+#[test]
+fn an_app_whose_purge_cannot_go_on_comes_back_from_its_old_volume_after_a_power_cut() {
+    let mut world = World::new();
+    world.settle(&config(&[app(1)]));
+    let old = app(1).volumes[0].key;
+    let mut purged = app(1);
+    (purged.purge_counter, purged.volumes[0].key.generation) = (1, 1);
+    let mut purged = config(&[purged]);
+    let missing = ContentTreeId(uuid(4, 99));
+    purged.content_trees[0].id = missing;
+    purged.volumes[0].origin = VolumeOrigin::Content(missing);
+    let rounds = |world: &mut World| {
+        for _ in 0..6 {
+            world.round(&purged);
+            world.observed.content.remove(&missing);
+        }
+        assert_eq!((world.state(1), world.instance(1)), (SwState::Purging, 1));
+        assert!(world.observed.volumes.contains_key(&old));
+    };
+    rounds(&mut world);
+    world.cut_power();
+    rounds(&mut world);
+}
+
+#[test]
+fn what_a_plan_that_is_not_carried_out_would_end_is_told_as_it_is() {
+    let mut world = World::new();
+    world.settle(&config(&[app(1), app(2)]));
+    let mut off = app(1);
+    off.is_active = false;
+    let config = config(&[off]);
+    let would = plan(&config, &world.observed, &world.memory, &world.desired).status;
+    let is = status(&config, &world.observed, &world.memory, &world.desired);
+    let states = |status: &Status| status.apps.values().map(|app| app.state).collect::<Vec<_>>();
+    assert_eq!(states(&would), [SwState::Halting, SwState::Halting]);
+    assert_eq!(states(&is), [SwState::Running, SwState::Running]);
+}
+
+/// One change an operator makes, or the power.
 #[derive(Clone, Debug)]
 enum Change {
     Add(u8),
@@ -547,6 +594,7 @@ enum Change {
     Toggle(u8),
     Memory(u8, u8),
     Generation(u8),
+    PowerCut,
 }
 
 fn changes() -> impl Strategy<Value = Vec<(Change, u8)>> {
@@ -559,6 +607,7 @@ fn changes() -> impl Strategy<Value = Vec<(Change, u8)>> {
         number.clone().prop_map(Change::Toggle),
         (number.clone(), 1..4u8).prop_map(|(n, m)| Change::Memory(n, m)),
         number.prop_map(Change::Generation),
+        Just(Change::PowerCut),
     ];
     proptest::collection::vec((change, 0..4u8), 1..20)
 }
@@ -576,6 +625,7 @@ proptest! {
             match change {
                 Change::Add(n) => { apps.entry(n).or_insert_with(|| app(n)); }
                 Change::Remove(n) => { apps.remove(&n); }
+                Change::PowerCut => world.cut_power(),
                 Change::Restart(n) => with(n, &|a| a.restart_counter += 1),
                 Change::Purge(n) => with(n, &|a| a.purge_counter += 1),
                 Change::Toggle(n) => with(n, &|a| a.is_active = !a.is_active),

@@ -11,6 +11,7 @@ use model::id::VolumeKey;
 use model::observed::{Image, MadeVolume};
 use model::reason::{Fault, Reason};
 
+use super::commit::is_wanted;
 use super::{Desired, Memory, Observed, VolumeUse, is_alive};
 
 /// Volumes of one app besides its root: each is a mount, and the kernel has limits of its own.
@@ -129,7 +130,8 @@ pub(super) fn obstacle(uses: &[VolumeUse], observed: &Observed) -> Option<Fault>
     })
 }
 
-/// Volumes of the config, those an app will need after its purge, and those an app still runs from.
+/// Volumes of the config, those an app will need after its purge, and those an app still runs from, or will run from as soon
+/// as its interfaces are there: after a power cut nothing runs yet.
 pub(super) fn plan_volumes(
     config: &DeviceConfig,
     observed: &Observed,
@@ -150,7 +152,10 @@ pub(super) fn plan_volumes(
         }
     }
     let in_use = memory.apps.iter().flat_map(|(id, entry)| {
-        let runs = desired.apps.contains_key(id) || observed.apps.get(id).is_some_and(is_alive);
+        let is_to_run = config.apps.iter().any(|app| app.id == *id && is_wanted(config, app));
+        let runs = is_to_run
+            || desired.apps.contains_key(id)
+            || observed.apps.get(id).is_some_and(is_alive);
         let committed = entry.committed.iter().filter(move |_| runs).flat_map(|c| &c.volumes).map(|v| v.key);
         committed.chain(entry.retired.values().flatten().copied()).collect::<Vec<_>>()
     });

@@ -218,8 +218,24 @@ pub type Frame = Rc<(String, String, Vec<u8>)>;
 pub struct Clock {
     /// What it shows is so much ahead of true time.
     pub ahead_s: i64,
+    /// Since then it gains so many millionths.
+    pub drift: Option<(u64, i32)>,
     /// Steered by a time source.
     pub is_synchronised: bool,
+}
+
+impl Clock {
+    /// As a time source keeps it.
+    pub fn right() -> Clock {
+        Clock { ahead_s: 0, drift: None, is_synchronised: true }
+    }
+
+    /// What it shows at a moment of the world.
+    fn time(&self, t: u64) -> WallTime {
+        let gained = |(since, ppm): (u64, i32)| t.saturating_sub(since) as i64 * i64::from(ppm) / 1_000_000;
+        let ms = (EPOCH_S + self.ahead_s) * 1_000 + t as i64 + self.drift.map_or(0, gained);
+        WallTime { seconds: ms.div_euclid(1_000), nanos: ms.rem_euclid(1_000) as u32 * 1_000_000 }
+    }
 }
 
 /// A box.
@@ -298,7 +314,7 @@ impl Node {
             is_on: false,
             booted_ms: 0,
             boots: 0,
-            clock: Clock { ahead_s: 0, is_synchronised: true },
+            clock: Clock::right(),
             machine,
             slots: BTreeMap::new(),
             bus: None,
@@ -311,10 +327,7 @@ impl Node {
 
     pub fn now(&self, t: u64) -> Now {
         let mono = MonoMs(t.saturating_sub(self.booted_ms) + BOOT_MS);
-        let wall = WallTime {
-            seconds: EPOCH_S + (t / 1_000) as i64 + self.clock.ahead_s,
-            nanos: (t % 1_000) as u32 * 1_000_000,
-        };
+        let wall = self.clock.time(t);
         let wall = match wall.seconds {
             ..FLOOR_S => Wall::Unset,
             _ if self.clock.is_synchronised => Wall::Trusted(wall),
