@@ -153,7 +153,7 @@ impl Background {
         if let Some(status) = self.child.try_wait()? {
             return Ok(status);
         }
-        let _ = self.signal("TERM");
+        self.signal("TERM")?;
         let end = Instant::now() + self.patience;
         while Instant::now() < end {
             if let Some(status) = self.child.try_wait()? {
@@ -161,7 +161,7 @@ impl Background {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        let _ = self.signal("KILL");
+        self.signal("KILL")?;
         Ok(self.child.wait()?)
     }
 }

@@ -282,6 +282,8 @@ fn pack(tree: &Path, load: &Load) -> anyhow::Result<()> {
         make_parent(&to)?;
         run(root("cp").arg("-aT").arg(path).arg(&to))?;
     }
+    // what a script of a package would have linked
+    run(root("ln").args(["-sf", "bash"]).arg(tree.join("usr/bin/sh")))?;
     let mut script = INIT.to_owned();
     writeln!(script, "JOB_S={}", JOB.as_secs())?;
     writeln!(script, "export {SLOWNESS}={SLOWER}")?;

@@ -145,19 +145,21 @@ pub enum LedgerVolume<'a> {
     Named(Uuid),
 }
 
-/// How far a counter is raised when it is not known how far the device got: more than anybody counts by hand between a
-/// backup and its restore.
+/// How far a counter is raised at least when it is not known how far the device got: more than anybody counts by hand
+/// between a backup and its restore.
 const RESTORED_STRIDE: u32 = 1000;
 
 impl Ledger {
     /// Ends the doubt after a restore. `is_known`: the device has the very config that the ledger was made with, so nothing
     /// was lost. Else each app that is not shown to be as ordered gets counters that no device has seen: of restarts always,
-    /// since the app starts anew in any case; of its volume only when a later one was reported, since what an app wrote is
+    /// since the app starts anew in any case, and at least the `epoch` of the restore, in seconds, so that a second restore
+    /// of the same backup goes on above the first; of its volume only when a later one was reported, since what an app wrote is
     /// not given up on a suspicion. The same holds for all other volumes, of which `reported` says the highest generation
     /// that the device has told.
     pub fn settle(
         &mut self,
         is_known: bool,
+        epoch: i64,
         shown: impl Fn(Uuid) -> Shown,
         reported: impl Fn(LedgerVolume<'_>) -> Option<u64>,
     ) {
@@ -176,7 +178,8 @@ impl Ledger {
             if shown.is_as_ordered {
                 continue;
             }
-            app.restart = app.restart.wrapping_add(RESTORED_STRIDE);
+            let restored = u32::try_from(epoch).unwrap_or(0);
+            app.restart = app.restart.wrapping_add(RESTORED_STRIDE).max(restored);
             if let Some(later) = shown.generation.filter(|generation| *generation > app.generation) {
                 let raise = later + 1 - app.generation;
                 app.generation += raise;
@@ -237,10 +240,11 @@ mod tests {
         let shown = |uid: Uuid| Shown { is_as_ordered: uid == same, generation: (uid == later).then_some(5) };
         let told_nothing = |_: LedgerVolume<'_>| None;
         let mut known = restored.clone();
-        known.settle(true, shown, told_nothing);
+        known.settle(true, 5000, shown, told_nothing);
         assert_eq!((known.is_restored, &known.apps), (false, &restored.apps));
         let mut ledger = restored;
-        ledger.settle(false, shown, told_nothing);
+        let mut again = ledger.clone();
+        ledger.settle(false, 500, shown, told_nothing);
         let counters = |uid| {
             let app = &ledger.apps[&uid];
             (app.restart, app.purge, app.generation)
@@ -248,6 +252,8 @@ mod tests {
         assert_eq!(counters(same), (3, 2, 1));
         assert_eq!(counters(unseen), (1003, 2, 1));
         assert_eq!(counters(later), (1003, 7, 6));
+        again.settle(false, 5000, shown, told_nothing);
+        assert_eq!(again.apps[&unseen].restart, 5000, "above what a restore before it gave");
     }
 
     #[test]
@@ -265,7 +271,7 @@ mod tests {
             ..Ledger::default()
         };
         let as_ordered = |_| Shown { is_as_ordered: true, generation: None };
-        ledger.settle(false, as_ordered, |of| match of {
+        ledger.settle(false, 0, as_ordered, |of| match of {
             LedgerVolume::OfApp(uid, "/a") if uid == app => Some(7),
             LedgerVolume::OfApp(..) => Some(3),
             LedgerVolume::Named(uid) => (uid == named).then_some(5),

@@ -19,4 +19,5 @@ pub mod ledger;
 pub mod onboard;
 pub mod plan;
 pub mod resource;
+pub mod restore;
 pub mod validate;

@@ -1,18 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! After a restore: where each device is, compared with the backup.
-//!
-//! A device's poll names the hash of the config it has. The hash that the ledger remembers says that nothing was lost; any
-//! other, that the device was told more than the backup knows. Then its reports, as far as there are any, show which apps
-//! are concerned; see [`controller_core::ledger::Ledger::settle`].
+//! After a restore: collects what [`controller_core::restore`] decides from, and stores what it decided.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use controller_core::compute::{app_id, root_volume_id, volume_id};
-use controller_core::ledger::{LedgerVolume, Shown};
-use model::id::{AppId, DeviceId};
+use controller_core::restore::{self, Poll, Reported};
+use model::id::{DeviceId, VolumeId};
 use model::report::Info;
-use uuid::Uuid;
 
 use crate::node::{ConfigState, Node};
 use crate::observed::DeviceView;
@@ -33,8 +27,7 @@ impl Controller {
 
     fn settle_with(&self, node: &Node, known: &str, view: &DeviceView) -> Result<(), StateError> {
         let device = DeviceId(node.id);
-        let versions = reported_versions(view);
-        let generations = reported_generations(view);
+        let reported = reported(view);
         let changing = self.changing();
         if !node.is_restored() {
             return Ok(());
@@ -43,24 +36,15 @@ impl Controller {
             let project = self.snapshot();
             let name = project.device_names.get(&node.id).ok_or(StateError::NoDevice)?;
             let computed = self.compute(&project.intent, &project.ledgers, name);
-            let ordered: BTreeMap<AppId, String> = computed
-                .map(|computed| computed.config.apps.into_iter().map(|app| (app.id, app.version)).collect())
-                .unwrap_or_default();
             project.ledgers.get(&node.id).map(|ledger| {
-                let is_known = !known.is_empty() && known == ledger.hash;
-                tracing::info!(device = name, is_known, "a restored device has come back");
-                let mut settled = ledger.clone();
-                let shown = |app| {
-                    let id = app_id(app, device);
-                    let is_as_ordered =
-                        ordered.get(&id).is_some_and(|version| versions.get(&id) == Some(version));
-                    let generation = generations.get(&root_volume_id(app, device).0).copied();
-                    Shown { is_as_ordered, generation }
-                };
-                let reported =
-                    |volume: LedgerVolume<'_>| generations.get(&volume_id(volume, device).0).copied();
-                settled.settle(is_known, shown, reported);
-                settled
+                tracing::info!(
+                    device = name,
+                    is_known = (known == ledger.hash),
+                    "a restored device has come back"
+                );
+                let config = computed.as_ref().map(|computed| &computed.config);
+                let poll = Poll { device, known, epoch: self.site.epoch };
+                restore::settle(ledger, poll, config, &reported)
             })
         };
         if let Some(settled) = settled {
@@ -99,27 +83,21 @@ impl Node {
     }
 }
 
-fn reported_versions(view: &DeviceView) -> HashMap<AppId, String> {
+fn reported(view: &DeviceView) -> Reported {
     let infos = view.info.values().filter_map(|latest| eve_api::parse::info(&latest.bytes).ok());
-    infos
-        .filter_map(|info| match info.info {
-            Info::App(app) if !app.is_gone() => Some((app.app, app.version)),
-            _ => None,
-        })
-        .collect()
-}
-
-/// Highest generation of each volume.
-fn reported_generations(view: &DeviceView) -> HashMap<Uuid, u64> {
-    let mut out = HashMap::new();
+    let versions = infos.filter_map(|info| match info.info {
+        Info::App(app) if !app.is_gone() => Some((app.app, app.version)),
+        _ => None,
+    });
+    let mut generations = BTreeMap::new();
     for key in view.info.keys() {
         let Some((id, generation)) = key.strip_prefix("volume/").and_then(|rest| rest.split_once('#')) else {
             continue;
         };
-        if let (Ok(id), Ok(generation)) = (id.parse::<Uuid>(), generation.parse::<u64>()) {
-            let highest = out.entry(id).or_default();
+        if let (Ok(id), Ok(generation)) = (id.parse(), generation.parse::<u64>()) {
+            let highest = generations.entry(VolumeId(id)).or_default();
             *highest = generation.max(*highest);
         }
     }
-    out
+    Reported { versions: versions.collect(), generations }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use controller_core::attest::{AttestRecord, Evidence, Known, judge};
-use controller_core::compute::{Clear, Inputs, Seal, Site, compute};
+use controller_core::compute::{Clear, Computed, Inputs, Seal, Site, compute};
 use controller_core::intent::{Intent, Object};
 use controller_core::ledger::Ledger;
 use controller_core::onboard::{Decision, Registered, Request, decide};
@@ -12,12 +12,14 @@ use controller_core::resource::{
     AppSpec, AttachmentSpec, Attestation, DeviceSpec, JoinTokenSpec, NetworkSpec, RegistrySpec, SecretRef,
     SecretSpec, Spec,
 };
+use controller_core::restore::{self, Poll, Reported};
 use eve_api::Message as _;
 use eve_api::certs::{Role, build_controller_certs, cert_hash};
 use eve_api::envelope::seal_controller;
 use eve_api::wire::attest as wire;
 use eve_api::wire::uuid::UuidResponse;
 use model::config::{Credentials, DeviceConfig, UserData};
+use model::id::DeviceId;
 use model::report::{Info, InfoMessage};
 use model::secret::{CipherBlock, CipherContext, SecretHandle};
 use node_agent::agent::ask::{Ask, HttpReply};
@@ -27,6 +29,8 @@ use crate::keys::keys;
 use crate::node::store::MISSING_TAG;
 use crate::scenario::Action;
 
+/// An operator notices within a few changes that a store is to be restored.
+const BACKUPS_MAX: usize = 8;
 /// Longest time an answer is held.
 pub(crate) const HOLD_MS: u64 = 35_000;
 /// Stands in every secret: wherever it is found, a secret went astray.
@@ -44,7 +48,6 @@ struct Stored {
     nodes: BTreeMap<String, NodeRecord>,
     /// Newest info of each object.
     info: BTreeMap<(Uuid, String), InfoMessage>,
-    objects: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -75,6 +78,12 @@ pub enum Reply {
 #[derive(Debug)]
 pub struct Controller {
     stored: Stored,
+    /// As it was before each of the last changes of the operator.
+    backups: Vec<Stored>,
+    /// Made so far: no uid is given twice, whatever was restored.
+    objects: u64,
+    /// What each device was known to have reported when it came back after a restore.
+    pub settled: BTreeMap<Uuid, Reported>,
     pub published: BTreeMap<Uuid, Published>,
     site: Site,
     holds: bool,
@@ -97,6 +106,9 @@ impl Controller {
         };
         let mut controller = Controller {
             stored: Stored::default(),
+            backups: Vec::new(),
+            objects: 0,
+            settled: BTreeMap::new(),
             published: BTreeMap::new(),
             site,
             holds,
@@ -159,8 +171,8 @@ impl Controller {
     // ---- the operator
 
     fn put(&mut self, name: &str, spec: Spec) {
-        self.stored.objects += 1;
-        let uid = Uuid::new_v5(&Uuid::nil(), format!("{name}/{}", self.stored.objects).as_bytes());
+        self.objects += 1;
+        let uid = Uuid::new_v5(&Uuid::nil(), format!("{name}/{}", self.objects).as_bytes());
         self.stored.intent.put(Object {
             name: name.into(),
             uid,
@@ -182,11 +194,57 @@ impl Controller {
             self.stored = before;
             return format!("{action:?}: refused");
         }
+        self.backups.push(before);
+        if self.backups.len() > BACKUPS_MAX {
+            self.backups.remove(0);
+        }
         let ids: Vec<Uuid> = self.stored.nodes.values().map(|node| node.id).collect();
         for id in ids {
             self.republish(id, now_ms);
         }
         text
+    }
+
+    /// The store becomes what it was so many changes ago. What devices reported is still there, or is gone as well.
+    pub fn restore(&mut self, changes: u8, has_reports: bool, now_ms: i64) {
+        let keep = self.backups.len().saturating_sub(usize::from(changes));
+        let Some(backup) = self.backups.get(keep).cloned() else { return };
+        self.backups.truncate(keep);
+        let info = std::mem::replace(&mut self.stored, backup).info;
+        self.stored.info = if has_reports { info } else { BTreeMap::new() };
+        for ledger in self.stored.ledgers.values_mut() {
+            ledger.is_restored = true;
+        }
+        self.site.epoch = (self.site.epoch + 1).max(now_ms / 1_000);
+        self.published.clear();
+    }
+
+    /// A device that came from a backup polls for the first time.
+    fn settle(&mut self, device: Uuid, known: &str, now_ms: i64) {
+        let Some(ledger) = self.stored.ledgers.get(&device).filter(|ledger| ledger.is_restored).cloned()
+        else {
+            return;
+        };
+        let mut reported = Reported::default();
+        for (_, message) in self.info(device) {
+            match &message.info {
+                Info::App(app) if !app.is_gone() => {
+                    reported.versions.insert(app.app, app.version.clone());
+                }
+                Info::Volume(volume) => {
+                    let highest = reported.generations.entry(volume.key.id).or_default();
+                    *highest = volume.key.generation.max(*highest);
+                }
+                _ => {}
+            }
+        }
+        let computed = self.computed(device, now_ms);
+        let config = computed.as_ref().map(|computed| &computed.config);
+        let poll = Poll { device: DeviceId(device), known, epoch: self.site.epoch };
+        let settled = restore::settle(&ledger, poll, config, &reported);
+        self.settled.insert(device, reported);
+        self.stored.ledgers.insert(device, settled);
+        self.republish(device, now_ms);
     }
 
     fn change(&mut self, action: Action) -> Option<String> {
@@ -253,27 +311,31 @@ impl Controller {
         self.put(&format!("env-{app}"), Spec::Secret(secret));
     }
 
-    /// Computes and stores; what is published was stored first.
-    fn republish(&mut self, device: Uuid, now_ms: i64) {
-        let Some(name) = self.stored.intent.devices.values().find(|d| d.uid == device) else { return };
-        let name = name.name.clone();
+    fn computed(&self, device: Uuid, now_ms: i64) -> Option<Computed> {
+        let name = &self.stored.intent.devices.values().find(|d| d.uid == device)?.name;
         let has_key = self.stored.nodes.values().any(|node| node.id == device && node.has_key);
         let seal = DeviceSeal { device, keeps_clear: self.clear_secrets };
         let inputs = Inputs {
             intent: &self.stored.intent,
             site: &self.site,
-            device: &name,
+            device: name,
             seal: has_key.then_some(&seal as &dyn Seal),
         };
         let none = Ledger::default();
         let ledger = self.stored.ledgers.get(&device).unwrap_or(&none);
-        let Some(mut computed) = compute(inputs, ledger, now_ms) else { return };
+        let mut computed = compute(inputs, ledger, now_ms)?;
         if self.clear_secrets {
             show_secrets(&mut computed.config);
         }
-        self.stored.ledgers.insert(device, computed.ledger);
-        let config = computed.config;
-        let hash = format!("{}@{}", config.version, config.timestamp.map_or(0, |at| at.seconds));
+        Some(computed)
+    }
+
+    /// Computes and stores; what is published was stored first.
+    fn republish(&mut self, device: Uuid, now_ms: i64) {
+        let Some(Computed { config, mut ledger, .. }) = self.computed(device, now_ms) else { return };
+        let hash = format!("{}@{}", config.version, ledger.timestamp_ms);
+        ledger.publish(&hash);
+        self.stored.ledgers.insert(device, ledger);
         if self.published.get(&device).is_some_and(|old| old.hash == hash) {
             return;
         }
@@ -396,6 +458,7 @@ impl Controller {
             return Reply::Now(status(403));
         }
         let id = node.id;
+        self.settle(id, hash, now_ms);
         if !self.published.contains_key(&id) {
             self.republish(id, now_ms);
         }

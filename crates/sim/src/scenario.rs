@@ -120,6 +120,12 @@ pub enum Fault {
     ControllerDown {
         for_ms: u64,
     },
+    /// The controller of all nodes comes back from a backup: so many changes of the operator are lost, and what the
+    /// devices reported too, or not.
+    ControllerRestored {
+        changes: u8,
+        has_reports: bool,
+    },
     /// The controller of all nodes answers this status.
     ControllerAnswers {
         status: u16,
@@ -219,7 +225,7 @@ fn fault(c: &mut Chance, left_ms: u64) -> Fault {
     let short_ms = for_ms.min(5 * MINUTE_MS);
     let name = Name::SERVICES[c.between(0, Name::SERVICES.len() as u64 - 1) as usize];
     let app = c.between(0, u64::from(APPS) - 1) as u8;
-    match c.between(0, 28) {
+    match c.between(0, 29) {
         0 | 1 => Fault::PowerCut { off_ms: for_ms },
         2..=4 => Fault::PowerCutAtEffect { effects: c.between(0, 40) as u32 },
         5 | 6 => Fault::Crash(name),
@@ -252,7 +258,10 @@ fn fault(c: &mut Chance, left_ms: u64) -> Fault {
         }
         25 => Fault::ControllerDown { for_ms },
         26 => Fault::NamesGone { for_ms },
-        27 => Fault::ClockDrift { ppm: c.between(0, 2 * MAX_DRIFT_PPM) as i32 - MAX_DRIFT_PPM as i32, for_ms },
+        27 => {
+            Fault::ClockDrift { ppm: c.between(0, 2 * MAX_DRIFT_PPM) as i32 - MAX_DRIFT_PPM as i32, for_ms }
+        }
+        28 => Fault::ControllerRestored { changes: c.between(1, 3) as u8, has_reports: c.between(0, 2) > 0 },
         _ => Fault::ControllerAnswers { status: STATUSES[c.between(0, 4) as usize], for_ms },
     }
 }

@@ -672,19 +672,25 @@ impl World {
             Fault::ControllerDown { for_ms } => {
                 self.controller_down_until = self.controller_down_until.max(t + for_ms);
                 self.at(self.controller_down_until, Event::ControllerBack);
-                for held in std::mem::take(&mut self.held) {
-                    let Held { node, incarnation, .. } = held;
-                    let lane = Lane::Config;
-                    self.after(
-                        REFUSED_MS,
-                        Event::Answer { node, incarnation, lane, reply: None, is_kept: false },
-                    );
-                }
+                self.drop_holds();
+            }
+            Fault::ControllerRestored { changes, has_reports } => {
+                let now_ms = self.wall_ms();
+                self.controller.restore(changes, has_reports, now_ms);
+                self.drop_holds();
             }
             Fault::ControllerAnswers { status, for_ms } => self.answers_until = (status, t + for_ms),
             _ => {}
         }
         self.carry_on(node, out)
+    }
+
+    /// The connections of all held answers break.
+    fn drop_holds(&mut self) {
+        for Held { node, incarnation, .. } in std::mem::take(&mut self.held) {
+            let lane = Lane::Config;
+            self.after(REFUSED_MS, Event::Answer { node, incarnation, lane, reply: None, is_kept: false });
+        }
     }
 
     fn end_app(&mut self, node: usize, number: u8, exit: Option<Exit>, out: &mut Vec<Out>) {

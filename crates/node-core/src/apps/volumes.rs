@@ -153,9 +153,7 @@ pub(super) fn plan_volumes(
     }
     let in_use = memory.apps.iter().flat_map(|(id, entry)| {
         let is_to_run = config.apps.iter().any(|app| app.id == *id && is_wanted(config, app));
-        let runs = is_to_run
-            || desired.apps.contains_key(id)
-            || observed.apps.get(id).is_some_and(is_alive);
+        let runs = is_to_run || desired.apps.contains_key(id) || observed.apps.get(id).is_some_and(is_alive);
         let committed = entry.committed.iter().filter(move |_| runs).flat_map(|c| &c.volumes).map(|v| v.key);
         committed.chain(entry.retired.values().flatten().copied()).collect::<Vec<_>>()
     });

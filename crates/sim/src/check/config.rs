@@ -27,6 +27,9 @@ fn is_kept(world: &World, node: usize) -> bool {
 }
 
 /// Timestamps of configs, generations of volumes, instances and counters of apps only rise.
+///
+/// A controller that was restored cannot know of generations that nobody reported (docs/decisions/0041). An app that was
+/// gone and comes back is a new one to the node.
 #[derive(Debug, Default)]
 pub(super) struct NeverBack {
     timestamps: BTreeMap<usize, Option<WallTime>>,
@@ -55,18 +58,37 @@ impl Checker for NeverBack {
     fn see(&mut self, world: &World, node: usize, fact: &Fact) -> Result<(), String> {
         if let Some(config) = config(fact).filter(|_| is_kept(world, node)) {
             rises("the timestamp of the config", &mut self.timestamps, node, config.timestamp)?;
-            for volume in &config.volumes {
-                let (id, generation) = (volume.key.id, volume.key.generation);
-                rises("the generation of a volume", &mut self.generations, (node, id), generation)?;
-            }
+            let settled = world.controller.settled.get(&config.id.0);
+            let is_unreported = |id: VolumeId, generation: u64| {
+                settled.is_some_and(|told| told.generations.get(&id).is_none_or(|told| *told < generation))
+            };
             for app in &config.apps {
-                let old = self.counters.insert((node, app.id), (app.restart_counter, app.purge_counter));
-                if old.is_some_and(|(restart, purge)| {
-                    app.restart_counter < restart || app.purge_counter < purge
-                }) {
-                    return Err(format!("a counter of app {} went back", app.name));
+                let counters = (app.restart_counter, app.purge_counter);
+                let Some(old) = self.counters.insert((node, app.id), counters) else { continue };
+                let root = app.volumes.first().map(|volume| volume.key.id);
+                let generation = root.and_then(|id| self.generations.get(&(node, id)).map(|old| (id, *old)));
+                let may_purge_less = generation.is_some_and(|(id, old)| is_unreported(id, old));
+                if counters.0 < old.0 || (counters.1 < old.1 && !may_purge_less) {
+                    return Err(format!(
+                        "counters of app {} went back from {old:?} to {counters:?}",
+                        app.name
+                    ));
                 }
             }
+            for volume in &config.volumes {
+                let (id, generation) = (volume.key.id, volume.key.generation);
+                if self.generations.get(&(node, id)).is_some_and(|old| is_unreported(id, *old)) {
+                    self.generations.remove(&(node, id));
+                }
+                rises("the generation of a volume", &mut self.generations, (node, id), generation)?;
+            }
+        }
+        if let Fact::Removed { topic, key } = fact
+            && topic == "app-desired"
+            && let Ok(app) = key.parse::<AppId>()
+            && !world.nodes[node].is_ordered(app)
+        {
+            self.instances.remove(&(node, app));
         }
         if let Fact::Put { frame, .. } = fact
             && frame.0 == "app-desired"
@@ -124,6 +146,13 @@ impl Checker for Acknowledged {
             }
             Fact::VolumeDropped { key } => {
                 self.volumes.remove(&(node, *key));
+            }
+            Fact::Removed { topic, key } if topic == "vifs-desired" => {
+                if let Ok(app) = key.parse::<AppId>()
+                    && !world.nodes[node].is_ordered(app)
+                {
+                    self.addresses.retain(|(of, id, _), _| (*of, *id) != (node, app));
+                }
             }
             Fact::Put { frame, .. } if frame.0 == "vifs-desired" => {
                 if let Ok(app) = postcard::from_bytes::<VifsDesired>(&frame.2) {

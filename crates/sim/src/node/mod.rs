@@ -603,6 +603,12 @@ impl Node {
         }
     }
 
+    /// The config in force speaks of the app.
+    pub fn is_ordered(&self, app: AppId) -> bool {
+        let config = self.agent().and_then(node_agent::agent::core::Core::config);
+        config.is_some_and(|config| config.apps.iter().any(|ordered| ordered.id == app))
+    }
+
     pub fn planner(&self) -> Option<&node_base::planner::Planner> {
         match self.slots.get(&Name::Planner)?.body.as_ref()? {
             Body::Planner(planner) => Some(planner.planner()),
