@@ -25,6 +25,13 @@ pub fn root(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
+/// A program that is killed when the thread that starts it ends, whatever that ends by.
+pub fn mortal(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
+
 /// Asks for the password of sudo once, while the terminal is still free.
 pub fn prepare_root() -> anyhow::Result<()> {
     if is_root() {
@@ -146,6 +153,11 @@ impl Background {
     /// Sends a signal, e.g. `KILL`.
     pub fn signal(&self, name: &str) -> anyhow::Result<()> {
         signal(self.child.id(), name)
+    }
+
+    /// Waits until it ends by itself.
+    pub fn wait(&mut self) -> anyhow::Result<ExitStatus> {
+        Ok(self.child.wait()?)
     }
 
     /// Asks it to stop and waits; kills it when it takes too long.

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-use crate::command::{Background, root, run};
+use crate::command::{Background, mortal, root, run};
 use crate::debian::Archive;
 use crate::progress::{SLOWNESS, step};
 
@@ -124,7 +124,7 @@ pub fn boot(cache: &Path, dir: &Path, load: &Load) -> anyhow::Result<Vec<String>
     run(root("chmod").arg("a+rw").arg(&disk))?;
     step("booting the guest");
     let console = dir.join("console");
-    let mut command = Command::new(MACHINE.qemu[0]);
+    let mut command = mortal(MACHINE.qemu[0]);
     command
         .args(&MACHINE.qemu[1..])
         .args(["-accel", "tcg,thread=single", "-smp", "2", "-m", &MEMORY_MIB.to_string()])
@@ -282,8 +282,13 @@ fn pack(tree: &Path, load: &Load) -> anyhow::Result<()> {
         make_parent(&to)?;
         run(root("cp").arg("-aT").arg(path).arg(&to))?;
     }
-    // what a script of a package would have linked
+    // what scripts of packages would have made
     run(root("ln").args(["-sf", "bash"]).arg(tree.join("usr/bin/sh")))?;
+    for (name, line) in [("passwd", "root:x:0:0:root:/root:/usr/bin/sh"), ("group", "root:x:0:")] {
+        let local = tree.with_extension(name);
+        fs::write(&local, format!("{line}\n"))?;
+        run(root("install").args(["-m", "644"]).arg(&local).arg(tree.join("etc").join(name)))?;
+    }
     let mut script = INIT.to_owned();
     writeln!(script, "JOB_S={}", JOB.as_secs())?;
     writeln!(script, "export {SLOWNESS}={SLOWER}")?;

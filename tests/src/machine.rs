@@ -17,7 +17,7 @@ use crate::lab::{Controller, Place};
 use crate::progress::{step, wait_for};
 
 /// How the host looks from inside, through QEMU's own network.
-const HOST_INSIDE: &str = "10.0.2.2";
+pub const HOST_INSIDE: &str = "10.0.2.2";
 /// A boot takes 15 to 50 s in software emulation, depending on what else the machine does.
 pub const BOOT: Duration = Duration::from_secs(240);
 /// What a kernel says that goes on no more.
@@ -52,6 +52,11 @@ impl Image {
     pub fn with_bundle(&self, place: &Place, controller: &Controller) -> anyhow::Result<()> {
         let bundle = place.dir.join("bundle");
         controller.bundle(&bundle)?;
+        self.with_config(place, &bundle)
+    }
+
+    /// The disk with a directory as its CONFIG.
+    pub fn with_config(&self, place: &Place, bundle: &Path) -> anyhow::Result<()> {
         let mut command = Command::new(place.program("selvedge"));
         command.args(["image", "bundle"]).arg(self.file("raw")).arg("--config").arg(bundle);
         run(&mut command).map(drop)

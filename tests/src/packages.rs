@@ -38,6 +38,9 @@ pub const HOSTED: &[Program] = &[
 pub const GUEST: &[Program] =
     &[(QEMU.0, QEMU.1), ("mke2fs", "e2fsprogs"), ("xz", "xz-utils"), ("strip", "binutils")];
 
+/// What the fuzzer is compiled with.
+pub const FUZZ: &[Program] = &[("c++", "g++")];
+
 /// What builds images, runs boxes, and judges what was built.
 pub const BOX: &[Program] = &[
     ("qemu-system-x86_64", "qemu-system-x86"),

@@ -4,107 +4,48 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde_json::{Value, json};
-use tests::command::Background;
+use serde_json::Value;
 use tests::http;
-use tests::image;
 use tests::lab::{Controller, Node, Place};
 use tests::netns::Netns;
 use tests::progress::{step, wait_for};
-use tests::referee::Referees;
-use tests::registry::Registry;
+use tests::referee::{self, Listens, Referees};
 
-const APP: &str = "60000000-0000-4000-8000-000000000001";
-
-/// The referee's controller with a node under it, and a registry that is not ours.
+/// A hosted node under the referee's controller.
 struct Trial {
     node: Node,
-    _controller: Background,
-    _registry: Registry,
     netns: Netns,
-    referees: Referees,
-    state: PathBuf,
-    config: Value,
+    referee: referee::Trial,
 }
 
 impl Trial {
-    fn start(name: &str, number: u8, extra: &[&str]) -> Trial {
+    fn start(name: &str, number: u8) -> Trial {
         let place = Place::new(name, number).unwrap();
         place.clear().unwrap();
-        let referees = Referees::prepare(&place.cache).unwrap();
         let netns = Netns::create(&place.name, number).unwrap();
-        let registry =
-            Registry::start(&place.dir.join("registry"), format!("{}:5000", netns.host).parse().unwrap())
-                .unwrap();
-        registry.push(&image::web_server(&place.cache).unwrap(), image::TAG, "web:1").unwrap();
-        let mut config = referees.sample("sample-container.json").unwrap();
-        config["datastores"][0]["fqdn"] = json!(format!("docker://{}", registry.address));
-        let state = place.dir.join("referee");
-        fs::create_dir_all(&state).unwrap();
-        fs::write(state.join("config.json"), config.to_string()).unwrap();
-        let listen = format!("{}:8443", netns.host);
-        let mut command = referees.command("controller.py");
-        command
-            .args(["--listen", &listen, "--state"])
-            .arg(&state)
-            .arg("--config")
-            .arg(state.join("config.json"));
-        command.args(["--enforce-attest", "soft"]).args(extra);
-        let mut controller =
-            Background::start("the referee", &place.dir.join("referee.log"), &mut command).unwrap();
-        wait_for("referee is ready", Duration::from_secs(20), || {
-            controller.check().unwrap();
-            (state.join("config/server").exists() && state.join("events.jsonl").exists()).then_some(())
+        let listens = |port: u16| {
+            let at = format!("{}:{port}", netns.host);
+            Listens { at: at.parse().unwrap(), as_seen: at }
+        };
+        let referee = referee::Trial::start(&place, &listens(8443), &listens(5000)).unwrap();
+        let node = Node::start(&place, &netns, &referee.state.join("config")).unwrap();
+        Trial { node, netns, referee }
+    }
+
+    /// With the end of the node's log when it fails.
+    fn see<T>(&self, result: anyhow::Result<T>) -> T {
+        result.unwrap_or_else(|error| {
+            let log = fs::read_to_string(self.node.dir().join("node.log"));
+            panic!("{error:#}\nnode:\n{}", log.map(|text| tail(&text)).unwrap_or_default())
         })
-        .unwrap();
-        let node = Node::start(&place, &netns, &state.join("config")).unwrap();
-        Trial { node, _controller: controller, _registry: registry, netns, referees, state, config }
-    }
-
-    fn events(&self) -> PathBuf {
-        self.state.join("events.jsonl")
-    }
-
-    fn wait(&self, conditions: &[&str], timeout_s: u32) -> Value {
-        self.referees.wait(&self.events(), conditions, timeout_s).unwrap_or_else(|error| {
-            panic!(
-                "{error:#}\nnode:\n{}",
-                fs::read_to_string(self.node.dir().join("node.log")).map(|t| tail(&t)).unwrap_or_default()
-            )
-        })
-    }
-
-    /// Publishes the config with a marker the node must echo.
-    fn publish(&mut self, marker: &str) {
-        let items = self.config["configItems"].as_array_mut().unwrap();
-        items.retain(|item| item["key"] != "testmarker");
-        items.push(json!({"key": "testmarker", "value": marker}));
-        let fresh = self.state.join("config.new");
-        fs::write(&fresh, self.config.to_string()).unwrap();
-        fs::rename(fresh, self.state.join("config.json")).unwrap();
-    }
-
-    fn wait_marker(&self, marker: &str, timeout_s: u32) {
-        let condition =
-            format!("request.dinfo.configItemStatus.unknownConfigItems.testmarker.value={marker}");
-        self.wait(&["call=info", &condition], timeout_s);
     }
 
     fn page(&self) -> Option<String> {
         http::get(format!("{}:8080", self.netns.node).parse().unwrap(), "/", Duration::from_secs(2))
-    }
-
-    fn app_answers(&self) -> bool {
-        self.page().is_some()
-    }
-
-    fn all_events(&self) -> Vec<Value> {
-        let text = fs::read_to_string(self.events()).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 }
 
@@ -116,40 +57,20 @@ fn tail(text: &str) -> String {
 #[test]
 #[ignore = "needs root and the referees"]
 fn the_node_is_a_good_eve() {
-    let mut trial = Trial::start("ref-node", 21, &[]);
-    step("onboarding");
-    trial.wait(&["call=register", "status=201"], 60);
-    trial.wait(&["call=uuid", "status=200"], 60);
-    trial.wait(&["call=config", "status=200"], 60);
-    step("app");
-    trial.wait(&["call=info", &format!("request.ainfo.AppID={APP}"), "request.ainfo.state=RUNNING"], 90);
+    let mut trial = Trial::start("ref-node", 21);
+    let judged = trial.referee.judge(90);
+    let violations = trial.see(judged);
     let page = wait_for("app answers", Duration::from_secs(10), || trial.page()).unwrap();
     assert!(page.contains("hello from the referee"), "encrypted user data did not arrive: {page}");
-    step("config not modified, reports");
-    trial.wait(&["call=config", "status=304"], 60);
-    trial.wait(&["call=info", "request.dinfo"], 60);
-    for kind in ["niinfo", "vinfo", "cinfo"] {
-        trial.wait(&["call=info", &format!("request.{kind}")], 60);
-    }
-    trial.wait(&["call=metrics", "request.dm", "request.am"], 60);
-    trial.wait(&["call=newlogs", "request.lines.content"], 90);
-    trial.wait(&["call=applogs", &format!("request.app={APP}")], 90);
-    trial.publish("first");
-    trial.wait_marker("first", 30);
-    step("no violation, nothing that does not verify");
-    let bad: Vec<_> = trial
-        .all_events()
-        .into_iter()
-        .filter(|e| e["violations"].is_array() || e["verify"].as_str().is_some_and(|v| v != "ok"))
-        .collect();
-    assert!(bad.is_empty(), "{}", serde_json::to_string_pretty(&bad).unwrap());
+    assert!(violations.is_empty(), "{}", serde_json::to_string_pretty(&violations).unwrap());
 }
 
 #[test]
 #[ignore = "needs root and the referees"]
 fn the_node_survives_what_a_bad_network_and_a_bad_controller_do() {
-    let mut trial = Trial::start("ref-faults", 22, &[]);
-    trial.wait(&["call=info", &format!("request.ainfo.AppID={APP}"), "request.ainfo.state=RUNNING"], 120);
+    let mut trial = Trial::start("ref-faults", 22);
+    let is_app = format!("request.ainfo.AppID={}", referee::Trial::APP);
+    trial.see(trial.referee.wait(&["call=info", &is_app, "request.ainfo.state=RUNNING"], 120));
     let groups: &[(&str, &[&str])] = &[
         (
             "outage",
@@ -198,23 +119,25 @@ fn the_node_survives_what_a_bad_network_and_a_bad_controller_do() {
     ];
     for (name, rules) in groups {
         step(format_args!("{name}: {}", rules.join(" ")));
-        fs::write(trial.state.join("fail.rules"), rules.join("\n") + "\n").unwrap();
-        trial.publish(name);
-        trial.wait_marker(name, 180);
-        assert!(trial.app_answers(), "{name} took the app down");
+        fs::write(trial.referee.state.join("fail.rules"), rules.join("\n") + "\n").unwrap();
+        trial.referee.publish(name).unwrap();
+        trial.see(trial.referee.wait_marker(name, 180));
+        assert!(trial.page().is_some(), "{name} took the app down");
     }
     step("certificate sets that must be refused");
     for rule in ["expired", "client-eku", "unchained", "no-ecdh", "two-signing", "unknown-type"] {
         // a rotation makes the node fetch the certificates; the first sets it gets are bad
-        fs::write(trial.state.join("fail.rules"), format!("certs:{rule}:1\ncerts:rotate\n")).unwrap();
-        trial.publish(rule);
-        trial.wait_marker(rule, 180);
+        fs::write(trial.referee.state.join("fail.rules"), format!("certs:{rule}:1\ncerts:rotate\n")).unwrap();
+        trial.referee.publish(rule).unwrap();
+        trial.see(trial.referee.wait_marker(rule, 180));
     }
-    assert!(trial.app_answers());
+    assert!(trial.page().is_some());
     let states: Vec<_> = trial
+        .referee
         .all_events()
+        .unwrap()
         .into_iter()
-        .filter(|e| e["request"]["ainfo"]["AppID"] == APP)
+        .filter(|e| e["request"]["ainfo"]["AppID"] == referee::Trial::APP)
         .map(|e| e["request"]["ainfo"]["state"].as_str().unwrap_or_default().to_owned())
         .collect();
     let first = states.iter().position(|s| s == "RUNNING").unwrap();

@@ -20,15 +20,16 @@ pub(crate) struct Args {
     /// End as soon as the app answered.
     #[arg(long)]
     once: bool,
-    /// The node is the operating system of a box under QEMU, not a guest of this one.
-    #[arg(long = "box")]
-    is_box: bool,
+    /// The quick form: the node's processes on this machine, in place of a box of their own.
+    #[arg(long = "hosted")]
+    is_hosted: bool,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    if args.is_box {
-        return run_box(args);
-    }
+    if args.is_hosted { hosted(args) } else { boxed(args) }
+}
+
+fn hosted(args: &Args) -> anyhow::Result<()> {
     command::prepare_root()?;
     packages::ensure(packages::DEMO)?;
     crate::build_products()?;
@@ -85,8 +86,8 @@ fn interrupts() -> anyhow::Result<mpsc::Receiver<()>> {
     Ok(stopped)
 }
 
-/// An image is built, booted under UEFI, onboarded; no root is needed.
-fn run_box(args: &Args) -> anyhow::Result<()> {
+/// An image is built, booted under UEFI, onboarded; no root is needed once the programs are installed.
+fn boxed(args: &Args) -> anyhow::Result<()> {
     packages::ensure(packages::DEMO)?;
     packages::ensure(packages::BOX)?;
     crate::build_products()?;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The tests: units without root and network, the referees, the hosted node as a whole, and the same in an emulated guest.
 
-mod guest;
-
+mod beside;
 mod fuzz;
+mod guest;
 
 pub(crate) use fuzz::as_compiler;
 
@@ -15,6 +15,8 @@ use anyhow::{Context as _, bail};
 use tests::command;
 use tests::packages;
 use tests::progress::step;
+
+use beside::Beside;
 
 /// Longest time the unit tests may take once built.
 const UNIT_S_MAX: u64 = 60;
@@ -78,6 +80,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         command::prepare_root()?;
         packages::ensure(packages::DEMO)?;
         packages::ensure(packages::HOSTED)?;
+        // All at once: what runs beside something else must not install anything.
+        if all {
+            packages::ensure(packages::FUZZ)?;
+        }
+        if args.guest || all {
+            packages::ensure(packages::GUEST)?;
+        }
+        if args.boxes {
+            packages::ensure(packages::BOX)?;
+        }
         crate::build_products()?;
     }
     if args.hosted || all {
@@ -98,19 +110,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.input || all {
         whole("bad_input", args)?;
     }
+    // The referees wait most of the time, the fuzzer never does; the guest has but one processor, and so has a box.
+    let fuzzer = all.then(|| Beside::start("fuzz")).transpose()?;
     if args.referees || all {
         whole("referee", args)?;
     }
-    // Not part of the plain run: the emulation needs a machine that is not busy with something else.
+    fuzzer.map_or(Ok(()), Beside::end)?;
+    let guest = all.then(|| Beside::start("guest")).transpose()?;
     if args.guest {
         guest::run(args.filter.as_deref())?;
     }
-    // Not part of the plain run yet, for the same reason.
     if args.boxes {
-        packages::ensure(packages::BOX)?;
         whole("box", args)?;
     }
-    if args.fuzz || all {
+    guest.map_or(Ok(()), Beside::end)?;
+    if args.fuzz {
         fuzz::run(args.filter.as_deref(), args.long)?;
     }
     Ok(())

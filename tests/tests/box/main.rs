@@ -5,6 +5,7 @@
 mod boot;
 mod build;
 mod power;
+mod referee;
 mod secure_boot;
 mod slots;
 mod tampered;

@@ -59,7 +59,7 @@ pub(crate) fn as_compiler() -> Option<std::io::Error> {
 }
 
 pub(super) fn run(filter: Option<&str>, is_long: bool) -> anyhow::Result<()> {
-    packages::ensure(&[("c++", "g++")])?;
+    packages::ensure(packages::FUZZ)?;
     step("building the fuzzer (the first time takes minutes)");
     let mut build = crate::cargo()?;
     build.args(["build", "--release", "--quiet", "--workspace", "--exclude", "xtask", "--exclude", "tests"]);
@@ -120,7 +120,7 @@ fn attack(group: &Path, bins: &Path, work: &Path, seconds: u32) -> anyhow::Resul
         }
     }
     let log = work.join("log");
-    let mut fuzzer = Command::new(bins.join(format!("fuzz-{name}")));
+    let mut fuzzer = command::mortal(bins.join(format!("fuzz-{name}")));
     fuzzer.arg(&grown).arg(&seeds).args([
         format!("-max_total_time={seconds}"),
         format!("-timeout={TIMEOUT_S}"),
