@@ -205,10 +205,13 @@ impl Controller {
         text
     }
 
-    /// The store becomes what it was so many changes ago. What devices reported is still there, or is gone as well.
+    /// The store becomes what it was so many changes ago. What devices reported is still there, or is gone as well. Devices
+    /// that joined later would have to join again by hand: no such backup is taken.
     pub fn restore(&mut self, changes: u8, has_reports: bool, now_ms: i64) {
         let keep = self.backups.len().saturating_sub(usize::from(changes));
-        let Some(backup) = self.backups.get(keep).cloned() else { return };
+        let has_all =
+            |backup: &&Stored| self.stored.nodes.keys().all(|serial| backup.nodes.contains_key(serial));
+        let Some(backup) = self.backups.get(keep).filter(has_all).cloned() else { return };
         self.backups.truncate(keep);
         let info = std::mem::replace(&mut self.stored, backup).info;
         self.stored.info = if has_reports { info } else { BTreeMap::new() };
@@ -217,6 +220,11 @@ impl Controller {
         }
         self.site.epoch = (self.site.epoch + 1).max(now_ms / 1_000);
         self.published.clear();
+    }
+
+    /// A planted fault.
+    pub fn end_doubt(&mut self) {
+        self.stored.ledgers.values_mut().for_each(|ledger| ledger.is_restored = false);
     }
 
     /// A device that came from a backup polls for the first time.

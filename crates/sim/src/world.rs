@@ -677,6 +677,9 @@ impl World {
             Fault::ControllerRestored { changes, has_reports } => {
                 let now_ms = self.wall_ms();
                 self.controller.restore(changes, has_reports, now_ms);
+                if self.plants.restore_without_doubt {
+                    self.controller.end_doubt();
+                }
                 self.drop_holds();
             }
             Fault::ControllerAnswers { status, for_ms } => self.answers_until = (status, t + for_ms),

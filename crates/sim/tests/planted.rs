@@ -62,6 +62,14 @@ fn instances_that_are_numbered_anew_are_caught() {
 }
 
 #[test]
+fn a_restored_controller_that_has_no_doubts_is_caught() {
+    let restart = |hour: u64| (hour * HOUR_MS, What::Operator(Action::Restart(0)));
+    let restored = What::Fault(0, Fault::ControllerRestored { changes: 1, has_reports: true });
+    let plants = Plants { restore_without_doubt: true, ..Plants::default() };
+    caught("generations never go back", plants, &[restart(1), restart(2), (3 * HOUR_MS, restored)]);
+}
+
+#[test]
 fn a_secret_that_is_published_is_caught() {
     caught("no secret on topics", Plants { agent_forgets_seal: true, ..Plants::default() }, &[]);
 }

@@ -83,12 +83,8 @@ impl Checker for NeverBack {
                 rises("the generation of a volume", &mut self.generations, (node, id), generation)?;
             }
         }
-        if let Fact::Removed { topic, key } = fact
-            && topic == "app-desired"
-            && let Ok(app) = key.parse::<AppId>()
-            && !world.nodes[node].is_ordered(app)
-        {
-            self.instances.remove(&(node, app));
+        if let Fact::Removed { .. } | Fact::Tick = fact {
+            self.instances.retain(|(of, app), _| *of != node || !world.nodes[node].has_forgotten(*app));
         }
         if let Fact::Put { frame, .. } = fact
             && frame.0 == "app-desired"
@@ -147,13 +143,7 @@ impl Checker for Acknowledged {
             Fact::VolumeDropped { key } => {
                 self.volumes.remove(&(node, *key));
             }
-            Fact::Removed { topic, key } if topic == "vifs-desired" => {
-                if let Ok(app) = key.parse::<AppId>()
-                    && !world.nodes[node].is_ordered(app)
-                {
-                    self.addresses.retain(|(of, id, _), _| (*of, *id) != (node, app));
-                }
-            }
+            Fact::Removed { .. } => self.forget(world, node),
             Fact::Put { frame, .. } if frame.0 == "vifs-desired" => {
                 if let Ok(app) = postcard::from_bytes::<VifsDesired>(&frame.2) {
                     return self.vifs(node, &app);
@@ -172,7 +162,10 @@ impl Checker for Acknowledged {
             Fact::PowerOff => {
                 self.missing_since.remove(&node);
             }
-            Fact::Tick | Fact::End => return self.look(world, node),
+            Fact::Tick | Fact::End => {
+                self.forget(world, node);
+                return self.look(world, node);
+            }
             _ => {}
         }
         Ok(())
@@ -180,6 +173,10 @@ impl Checker for Acknowledged {
 }
 
 impl Acknowledged {
+    fn forget(&mut self, world: &World, node: usize) {
+        self.addresses.retain(|(of, app, _), _| *of != node || !world.nodes[node].has_forgotten(*app));
+    }
+
     fn vifs(&mut self, node: usize, app: &VifsDesired) -> Result<(), String> {
         for vif in &app.vifs {
             let key = (node, app.app, vif.name.clone());

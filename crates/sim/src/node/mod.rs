@@ -267,6 +267,8 @@ pub struct Plants {
     pub rogue_writer: bool,
     pub lying_disk: bool,
     pub endless_queue: bool,
+    /// The controller goes on from a backup as if nothing had happened since.
+    pub restore_without_doubt: bool,
 }
 
 /// Who may read and write what, from the manifests of the product.
@@ -603,10 +605,12 @@ impl Node {
         }
     }
 
-    /// The config in force speaks of the app.
-    pub fn is_ordered(&self, app: AppId) -> bool {
+    /// The app is not ordered, nothing of it is there, and the planner knows nothing of it: it would be a new one.
+    pub fn has_forgotten(&self, app: AppId) -> bool {
         let config = self.agent().and_then(node_agent::agent::core::Core::config);
-        config.is_some_and(|config| config.apps.iter().any(|ordered| ordered.id == app))
+        let is_ordered = config.is_none_or(|config| config.apps.iter().any(|ordered| ordered.id == app));
+        let is_known = self.planner().is_none_or(|planner| planner.state().0.apps.contains_key(&app));
+        !is_ordered && !is_known && !self.machine.shims.contains_key(&app)
     }
 
     pub fn planner(&self) -> Option<&node_base::planner::Planner> {
