@@ -148,6 +148,11 @@ impl App {
             _ => None,
         };
         match &shim.phase {
+            // Stopped for another instance, or for good: nothing failed.
+            ShimPhase::Ended(_) if self.was_to_end() => {
+                self.next = Next::Now;
+                self.release(now);
+            }
             ShimPhase::Ended(exit) => {
                 if was_running_since.is_some_and(|since| now.since_ms(since) >= HEALTHY_MS) {
                     self.backoff.reset();
@@ -282,6 +287,13 @@ impl App {
         self.next = Next::Now;
         self.unhealthy = None;
         self.fault = None;
+    }
+
+    /// What runs in the shim was told to stop, and is not what is ordered now.
+    fn was_to_end(&self) -> bool {
+        let ShimState::Busy { shim, .. } = &self.shim else { return false };
+        let is_ordered = self.desired.as_ref().is_some_and(|desired| desired.instance == shim.instance);
+        shim.phase == ShimPhase::Stopping && !is_ordered
     }
 
     /// Its probe fails, and for that it is to be started again.

@@ -141,6 +141,24 @@ impl World {
         });
     }
 
+    /// Every state that was published of an app while something happens, with its reason.
+    fn states(&mut self, n: u8, input: Input) -> Vec<(Option<RunState>, Option<Reason>)> {
+        let now = Now { mono: MonoMs(self.now), wall: Wall::Unset };
+        self.apps.handle(now, input, &mut self.outbox);
+        let mut seen = Vec::new();
+        let mut orders: Vec<Order> = core::iter::from_fn(|| self.outbox.pop()).collect();
+        for order in orders.drain(..) {
+            if let Order::Publish(observed) = &order
+                && observed.app == id(n)
+            {
+                seen.push((Some(observed.state), observed.fault.as_ref().map(|fault| fault.reason)));
+            }
+            self.outbox.push(order);
+        }
+        self.settle();
+        seen
+    }
+
     fn log(&mut self) -> String {
         core::mem::take(&mut self.log).join(", ")
     }
@@ -244,6 +262,21 @@ fn another_instance_is_a_stop_and_a_start_without_a_wait() {
     world.said(1, 7, 1, ShimPhase::Ended(Exit::Signal(15)));
     assert_eq!(world.log(), "release, spawn 1, start 8 #1");
     assert_eq!(world.published[&id(1)].instance, 8);
+}
+
+#[test]
+fn the_end_of_an_instance_that_is_replaced_is_no_failure() {
+    let mut world = World::live(&[]);
+    world.desire(&[spec(1, 1)], true);
+    world.desire(&[spec(1, 2)], true);
+    let phase = ShimPhase::Ended(Exit::Code(0));
+    let shim = Shim { instance: 1, start: 1, phase, health: None, wants_processes: false };
+    let seen = world.states(1, Input::Said { app: id(1), shim });
+    assert!(
+        seen.iter().all(|(state, fault)| *state == Some(RunState::Stopping) && fault.is_none()),
+        "{seen:?}"
+    );
+    assert!(matches!(world.state(1), Some(RunState::Running { .. })));
 }
 
 #[test]
