@@ -8,6 +8,7 @@ mod power;
 mod secure_boot;
 mod slots;
 mod tampered;
+mod update;
 
 use tests::lab::Place;
 
