@@ -3,9 +3,11 @@
 """A web server for files as the field has them: TLS, Basic credentials, ranges, redirects, and connections that break.
 
 usage: fileserver.py HOST:PORT DIRECTORY [--cert FILE --key FILE] [--login USER:PASSWORD] [--break-after BYTES]
+       [--rate BYTES]
 
 `/moved/X` redirects to `/X`, `/loop` to itself. With --break-after every connection ends after so many bytes of a body.
-Prints one line per request: status, path, Range.
+With --rate a connection gets no more bytes in a second. Prints one line per request: status, path, Range, and how many bytes
+of the body are sent.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import http.server
 import os
 import re
 import ssl
+import time
 
 parser = argparse.ArgumentParser()
 parser.add_argument("listen")
@@ -22,14 +25,15 @@ parser.add_argument("--cert")
 parser.add_argument("--key")
 parser.add_argument("--login")
 parser.add_argument("--break-after", type=int, default=0)
+parser.add_argument("--rate", type=int, default=0)
 args = parser.parse_args()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def answer(self, status, headers=()):
-        print(status, self.path, self.headers.get("range", "-"), flush=True)
+    def answer(self, status, headers=(), count=0):
+        print(status, self.path, self.headers.get("range", "-"), count, flush=True)
         self.send_response(status)
         for name, value in headers:
             self.send_header(name, value)
@@ -50,24 +54,27 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not os.path.isfile(path):
             return self.empty(404)
         size = os.path.getsize(path)
-        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("range", ""))
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
         first = int(match[1]) if match else 0
+        end = min(int(match[2]) + 1, size) if match and match[2] else size
         if match and first >= size:
             return self.empty(416, [("content-range", f"bytes */{size}")])
         if match:
-            self.answer(206, [("content-range", f"bytes {first}-{size - 1}/{size}")])
+            self.answer(206, [("content-range", f"bytes {first}-{end - 1}/{size}")], end - first)
         else:
-            self.answer(200)
-        self.send_header("content-length", str(size - first))
+            self.answer(200, count=end - first)
+        self.send_header("content-length", str(end - first))
         self.end_headers()
-        left = min(size - first, args.break_after or size)
+        left = min(end - first, args.break_after or size)
         with open(path, "rb") as file:
             file.seek(first)
             while left > 0:
                 chunk = file.read(min(left, 65536))
                 self.wfile.write(chunk)
                 left -= len(chunk)
-        if args.break_after and size - first > args.break_after:
+                if args.rate:
+                    time.sleep(len(chunk) / args.rate)
+        if args.break_after and end - first > args.break_after:
             self.close_connection = True
 
     def log_message(self, *_):

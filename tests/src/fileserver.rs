@@ -73,7 +73,7 @@ impl FileServer {
         Ok(said.split_whitespace().next().unwrap_or_default().to_owned())
     }
 
-    /// Requests so far: status, path and range of each.
+    /// Requests so far: status, path, range and bytes of each.
     pub fn requests(&self) -> Vec<String> {
         let text = fs::read_to_string(self.process.log_path()).unwrap_or_default();
         text.lines().map(str::to_owned).collect()

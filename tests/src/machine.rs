@@ -48,6 +48,22 @@ impl Image {
         Ok(serde_json::from_str(&fs::read_to_string(self.file("json"))?)?)
     }
 
+    /// A directory with the programs of an image, some of them replaced.
+    pub fn programs(place: &Place, dir: &Path, replaced: &[(&str, Vec<u8>)]) -> anyhow::Result<()> {
+        fs::create_dir_all(dir)?;
+        for entry in fs::read_dir(&place.bin)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if name.starts_with("selvedge-") && !name.ends_with(".d") {
+                fs::copy(&path, dir.join(&name))?;
+            }
+        }
+        for (name, content) in replaced {
+            fs::write(dir.join(name), content)?;
+        }
+        Ok(())
+    }
+
     /// The disk with an onboarding bundle of a controller.
     pub fn with_bundle(&self, place: &Place, controller: &Controller) -> anyhow::Result<()> {
         let bundle = place.dir.join("bundle");

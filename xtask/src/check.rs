@@ -33,7 +33,7 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ("node-agent", &["model", "reconcile", "eve-api", "oci", "ipc", "service", "node-core"]),
     ("node-vault", &["model", "reconcile", "trust", "eve-api", "ipc", "service", "node-core"]),
     ("node-net", &["model", "reconcile", "ipc", "service", "node-core"]),
-    ("node-store", &["model", "reconcile", "oci", "ipc", "service", "node-core"]),
+    ("node-store", &["model", "reconcile", "oci", "ipc", "service", "node-core", "disk"]),
     ("node-run", &["model", "reconcile", "ipc", "service", "node-core"]),
     ("controller", &["model", "reconcile", "trust", "eve-api", "oci", "controller-core"]),
     ("disk", &[]),

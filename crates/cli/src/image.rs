@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Subcommand;
-use mkimage::build::{Signing, TestKeys};
+use mkimage::build::{Release, Signing, TestKeys};
 use mkimage::run::Tpm;
 
 use crate::{DONE, FAILED};
@@ -23,6 +23,8 @@ pub(crate) enum ImageCommand {
     Bundle(BundleArgs),
     /// Put an update file into the idle slot of a disk that no box uses at the moment
     Update(UpdateArgs),
+    /// Make an update file an artifact (OCI layout) that skopeo and oras push into a registry
+    Pack(PackArgs),
     /// Run a disk under QEMU with UEFI
     Run(RunArgs),
 }
@@ -79,6 +81,10 @@ pub(crate) struct BuildArgs {
     /// Certificate of the key, which the firmware of the box must have (PEM)
     #[arg(long, value_name = "FILE", requires = "sign_key")]
     sign_cert: Option<PathBuf>,
+    /// Sign the update file with this key (P-256, PEM without a passphrase); boxes with this image then take no update
+    /// without its signature
+    #[arg(long, value_name = "FILE")]
+    release_key: Option<PathBuf>,
     /// Allow keys whose file names begin with test-
     #[arg(long)]
     insecure_test_keys: bool,
@@ -105,6 +111,16 @@ pub(crate) struct UpdateArgs {
     /// Update file, from image build
     #[arg(long, value_name = "FILE")]
     from: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PackArgs {
+    /// Update file, from image build
+    #[arg(value_name = "FILE")]
+    update: PathBuf,
+    /// Directory for the layout, made when missing
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
 }
 
 #[derive(Debug, clap::Args)]
@@ -161,6 +177,7 @@ pub(crate) fn run(command: ImageCommand) -> anyhow::Result<u8> {
         ImageCommand::Build(args) => build(args),
         ImageCommand::Bundle(args) => bundle(&args),
         ImageCommand::Update(args) => update(&args),
+        ImageCommand::Pack(args) => pack(&args),
         ImageCommand::Run(args) => boot(args),
     }
 }
@@ -189,8 +206,10 @@ fn build(args: BuildArgs) -> anyhow::Result<u8> {
     let test_keys = if args.insecure_test_keys { TestKeys::Allowed } else { TestKeys::Refused };
     let pair = args.sign_key.zip(args.sign_cert);
     let signing = pair.map(|(key, certificate)| Signing { key, certificate, test_keys });
+    let release = args.release_key.map(|key| Release { key, test_keys });
     let order = mkimage::build::Order {
         signing,
+        release,
         lock: args.recipe.lock(),
         recipe: args.recipe.recipe,
         architecture: mkimage::recipe::architecture(&args.arch)?,
@@ -218,6 +237,14 @@ fn update(args: &UpdateArgs) -> anyhow::Result<u8> {
     let done = mkimage::update::write(&args.image, &args.from)?;
     let replaced = done.replaced.map_or(String::new(), |version| format!(", in place of {version}"));
     eprintln!("version {} is in {}{replaced}, to be tried", done.version, done.slot);
+    Ok(DONE)
+}
+
+fn pack(args: &PackArgs) -> anyhow::Result<u8> {
+    let packed = mkimage::artifact::pack(&args.update, &args.out)?;
+    println!("{}", packed.digest);
+    let layout = args.out.display();
+    eprintln!("push it: skopeo copy oci:{layout}:{0} docker://REGISTRY/node:{0}", packed.version);
     Ok(DONE)
 }
 

@@ -166,6 +166,18 @@ fn columns(kind: Kind) -> (&'static [(&'static str, &'static str)], usize) {
             ],
             4,
         ),
+        Kind::BaseOs => (
+            &[
+                ("NAME", "/metadata/name"),
+                ("READY", "Ready"),
+                ("VERSION", "/spec/version"),
+                ("RUNNING", "/status/running"),
+                ("DEVICES", "/status/total"),
+                ("FILE", "/spec/file/path"),
+                ("IMAGE", "/spec/image/reference"),
+            ],
+            5,
+        ),
         Kind::Secret => (&[("NAME", "/metadata/name"), ("KEYS", "/status/keys")], 2),
     }
 }

@@ -14,6 +14,7 @@ pub struct Affected<'a> {
     is_everyone: bool,
     devices: BTreeSet<&'a str>,
     apps: BTreeSet<&'a str>,
+    base_oses: BTreeSet<&'a str>,
 }
 
 impl<'a> Affected<'a> {
@@ -27,6 +28,9 @@ impl<'a> Affected<'a> {
                 }
                 Kind::App => {
                     out.apps.insert(name);
+                }
+                Kind::BaseOs => {
+                    out.base_oses.insert(name);
                 }
                 // Only those who join later see it.
                 Kind::JoinToken => {}
@@ -44,7 +48,9 @@ impl<'a> Affected<'a> {
             || intents.iter().any(|intent| {
                 let Some(device) = intent.devices.get(device) else { return false };
                 let mut apps = self.apps.iter().filter_map(|name| intent.apps.get(*name));
+                let mut versions = self.base_oses.iter().filter_map(|name| intent.base_oses.get(*name));
                 apps.any(|app| crate::intent::is_chosen(&app.spec, device))
+                    || versions.any(|os| crate::intent::is_base_os_of(&os.spec, device))
             })
     }
 }

@@ -5,6 +5,7 @@
 //! (object uid, device, role). Expects a validated intent ([`crate::validate`]); what is wrong nevertheless is left out.
 //! Secrets are left out until the device has published the key to encrypt them for.
 
+mod base_os;
 mod volumes;
 
 use alloc::collections::BTreeSet;
@@ -190,6 +191,9 @@ impl<'a> Builder<'a> {
         let mut used = Used::default();
         for app in self.inputs.intent.apps_of(self.device) {
             self.app(app, ledger, &mut config, &mut used);
+        }
+        if let Some(os) = self.inputs.intent.base_os_of(self.device) {
+            config.base_os = self.base_os(os, &mut config.content_trees, &mut used);
         }
         for name in used.networks {
             config

@@ -7,8 +7,8 @@ use alloc::string::String;
 use uuid::Uuid;
 
 use crate::resource::{
-    AppSpec, DatastoreSpec, DeviceSpec, JoinTokenSpec, Kind, NetworkSpec, RegistrySpec, SecretRef,
-    SecretSpec, Spec, VolumeSpec,
+    AppSpec, BaseOsSpec, DatastoreSpec, DeviceSpec, JoinTokenSpec, Kind, NetworkSpec, RegistrySpec,
+    SecretRef, SecretSpec, Spec, VolumeSpec,
 };
 
 /// One object as decisions see it.
@@ -33,6 +33,7 @@ pub struct Intent {
     pub datastores: BTreeMap<String, Object<DatastoreSpec>>,
     pub volumes: BTreeMap<String, Object<VolumeSpec>>,
     pub secrets: BTreeMap<String, Object<SecretSpec>>,
+    pub base_oses: BTreeMap<String, Object<BaseOsSpec>>,
 }
 
 impl Intent {
@@ -54,6 +55,7 @@ impl Intent {
             Spec::Datastore(spec) => put!(datastores, spec),
             Spec::Volume(spec) => put!(volumes, spec),
             Spec::Secret(spec) => put!(secrets, spec),
+            Spec::BaseOs(spec) => put!(base_oses, spec),
         }
     }
 
@@ -68,6 +70,7 @@ impl Intent {
             Kind::Datastore => self.datastores.remove(name).is_some(),
             Kind::Volume => self.volumes.remove(name).is_some(),
             Kind::Secret => self.secrets.remove(name).is_some(),
+            Kind::BaseOs => self.base_oses.remove(name).is_some(),
         }
     }
 
@@ -83,13 +86,30 @@ impl Intent {
     ) -> impl Iterator<Item = &'a Object<AppSpec>> {
         self.apps.values().filter(|app| is_chosen(&app.spec, device))
     }
+
+    /// The version of the operating system chosen for a device; of several, which is a fault, the first by name.
+    pub fn base_os_of<'a>(&'a self, device: &Object<DeviceSpec>) -> Option<&'a Object<BaseOsSpec>> {
+        self.base_oses.values().find(|os| is_base_os_of(&os.spec, device))
+    }
 }
 
 /// Whether an app is to run on a device.
 pub fn is_chosen(app: &AppSpec, device: &Object<DeviceSpec>) -> bool {
-    let is_named = app.devices.contains(&device.name);
+    is_selected(&app.devices, app.selector.as_ref(), device)
+}
+
+/// Whether a version of the operating system is to run on a device.
+pub fn is_base_os_of(os: &BaseOsSpec, device: &Object<DeviceSpec>) -> bool {
+    is_selected(&os.devices, os.selector.as_ref(), device)
+}
+
+fn is_selected(
+    names: &[String],
+    selector: Option<&BTreeMap<String, String>>,
+    device: &Object<DeviceSpec>,
+) -> bool {
     let carries = |labels: &BTreeMap<String, String>| {
         labels.iter().all(|(key, value)| device.labels.get(key) == Some(value))
     };
-    is_named || app.selector.as_ref().is_some_and(carries)
+    names.contains(&device.name) || selector.is_some_and(carries)
 }

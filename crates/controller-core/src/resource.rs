@@ -29,10 +29,12 @@ pub enum Kind {
     Datastore,
     Volume,
     Secret,
+    #[serde(rename = "BaseOS")]
+    BaseOs,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 9] = [
         Kind::Device,
         Kind::JoinToken,
         Kind::App,
@@ -41,6 +43,7 @@ impl Kind {
         Kind::Datastore,
         Kind::Volume,
         Kind::Secret,
+        Kind::BaseOs,
     ];
 
     /// As written in `kind:`.
@@ -54,6 +57,7 @@ impl Kind {
             Kind::Datastore => "Datastore",
             Kind::Volume => "Volume",
             Kind::Secret => "Secret",
+            Kind::BaseOs => "BaseOS",
         }
     }
 
@@ -68,6 +72,7 @@ impl Kind {
             Kind::Datastore => "datastores",
             Kind::Volume => "volumes",
             Kind::Secret => "secrets",
+            Kind::BaseOs => "baseoses",
         }
     }
 
@@ -82,6 +87,7 @@ impl Kind {
             Kind::Datastore => "datastore",
             Kind::Volume => "volume",
             Kind::Secret => "secret",
+            Kind::BaseOs => "baseos",
         }
     }
 
@@ -688,6 +694,33 @@ pub struct ImageSpec {
     pub registry: String,
 }
 
+/// A version of the operating system for every device chosen by name or by labels: one of `file` and `image`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct BaseOsSpec {
+    /// As the image was built with.
+    pub version: String,
+    /// The update file on a web server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<FileSpec>,
+    /// The update file as an artifact of a registry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageSpec>,
+    /// Devices by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<String>,
+    /// Devices that carry all these labels; `{}` chooses every device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<BTreeMap<String, String>>,
+    /// Left out: true. False has the version written into the idle slot, and not started.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub activate: bool,
+    /// Another number has the version tried again where it failed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub retry_counter: u32,
+}
+
 /// Values that are delivered encrypted. Never returned by the API.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -715,6 +748,7 @@ pub enum Spec {
     Datastore(DatastoreSpec),
     Volume(VolumeSpec),
     Secret(SecretSpec),
+    BaseOs(BaseOsSpec),
 }
 
 impl Spec {
@@ -728,6 +762,7 @@ impl Spec {
             Spec::Datastore(_) => Kind::Datastore,
             Spec::Volume(_) => Kind::Volume,
             Spec::Secret(_) => Kind::Secret,
+            Spec::BaseOs(_) => Kind::BaseOs,
         }
     }
 }

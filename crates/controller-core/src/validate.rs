@@ -88,6 +88,7 @@ pub fn problems(intent: &Intent) -> Vec<Problem> {
     });
     intent.datastores.values().for_each(|store| storage::check_datastore(store, intent, &mut out));
     intent.volumes.values().for_each(|volume| storage::check_volume(volume, intent, &mut out));
+    intent.base_oses.values().for_each(|os| storage::check_base_os(os, intent, &mut out));
     intent.networks.values().for_each(|network| check_network(network, intent, &mut out));
     intent.apps.values().for_each(|app| check_app(app, intent, &mut out));
     conflicts(intent, &mut out);
@@ -154,6 +155,7 @@ fn names(intent: &Intent, out: &mut Vec<Problem>) {
     intent.registries.values().for_each(|o| check(Kind::Registry, &o.name, &o.labels));
     intent.datastores.values().for_each(|o| check(Kind::Datastore, &o.name, &o.labels));
     intent.volumes.values().for_each(|o| check(Kind::Volume, &o.name, &o.labels));
+    intent.base_oses.values().for_each(|o| check(Kind::BaseOs, &o.name, &o.labels));
     intent.secrets.values().for_each(|o| check(Kind::Secret, &o.name, &o.labels));
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use controller_core::intent::Object;
 use controller_core::resource::{
-    API_VERSION, AppSpec, DatastoreSpec, DeviceSpec, JoinTokenSpec, Kind, Metadata, NetworkSpec,
+    API_VERSION, AppSpec, BaseOsSpec, DatastoreSpec, DeviceSpec, JoinTokenSpec, Kind, Metadata, NetworkSpec,
     RegistrySpec, SecretSpec, Spec, VolumeSpec,
 };
 use schemars::{JsonSchema, Schema};
@@ -168,6 +168,7 @@ fn spec(kind: Kind, value: &Value) -> Result<Spec, DocumentError> {
         Kind::Datastore => Spec::Datastore(read::<DatastoreSpec>(value)?),
         Kind::Volume => Spec::Volume(read::<VolumeSpec>(value)?),
         Kind::Secret => Spec::Secret(read::<SecretSpec>(value)?),
+        Kind::BaseOs => Spec::BaseOs(read::<BaseOsSpec>(value)?),
     })
 }
 
@@ -188,6 +189,7 @@ pub(crate) fn spec_schema(kind: Kind) -> Schema {
         Kind::Datastore => of::<DatastoreSpec>(),
         Kind::Volume => of::<VolumeSpec>(),
         Kind::Secret => of::<SecretSpec>(),
+        Kind::BaseOs => of::<BaseOsSpec>(),
     }
 }
 
@@ -350,7 +352,7 @@ mod tests {
                 "spec.resources.cpus: invalid type: string \"two\", expected u32",
                 "spec: missing field `image`",
                 "apiVersion: is missing; write selvedge/v1alpha1",
-                "kind: 'Pod' is none of Device, JoinToken, App, Network, Registry, Datastore, Volume, Secret",
+                "kind: 'Pod' is none of Device, JoinToken, App, Network, Registry, Datastore, Volume, Secret, BaseOS",
                 "metadata: is missing",
                 "metadata.nam: unknown field; allowed here: creationTimestamp, generation, labels, name, resourceVersion, uid",
                 ": an object is wanted: apiVersion, kind, metadata, spec",

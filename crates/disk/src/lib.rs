@@ -14,4 +14,5 @@ pub mod entry;
 pub mod gpt;
 pub mod partitions;
 pub mod slots;
+pub mod update;
 pub mod verity;

@@ -52,6 +52,43 @@ pub fn tree(data: &[u8], id: Uuid) -> (Vec<u8>, Root) {
     (out, Root { hash, data_blocks })
 }
 
+/// Bytes of what [`tree`] makes over so many blocks of data, superblock included.
+pub fn tree_bytes(data_blocks: u64) -> u64 {
+    let mut blocks = TREE_BLOCK;
+    let mut level = data_blocks;
+    while level > 1 {
+        level = level.div_ceil(PER_BLOCK as u64);
+        blocks += level;
+    }
+    blocks * BLOCK_BYTES as u64
+}
+
+/// The hashes of the blocks of data out of a whole tree, once all of it is seen to be one with this root. The superblock says
+/// nothing that the kernel looks at.
+pub fn leaves<'t>(untrusted_tree: &'t [u8], root: &Root) -> Option<&'t [u8]> {
+    let blocks = untrusted_tree.get(TREE_BLOCK as usize * BLOCK_BYTES..)?;
+    if untrusted_tree.len() as u64 != tree_bytes(root.data_blocks) || root.data_blocks < 2 {
+        return None;
+    }
+    let count = root.data_blocks.div_ceil(PER_BLOCK as u64) as usize;
+    let at = blocks.len() - count * BLOCK_BYTES;
+    let leaves = &blocks[at..];
+    let mut levels = vec![leaves.to_vec()];
+    while levels.last().is_some_and(|last| last.len() > BLOCK_BYTES) {
+        let next = levels.last().map(|last| level(last)).unwrap_or_default();
+        levels.push(next);
+    }
+    let is_one =
+        levels.iter().rev().flatten().eq(blocks) && levels.last().map(|top| hash(top)) == Some(root.hash);
+    is_one.then(|| &leaves[..root.data_blocks as usize * HASH_BYTES])
+}
+
+/// How many blocks of data the superblock of a tree speaks of.
+pub fn data_blocks(untrusted_superblock: &[u8]) -> Option<u64> {
+    let bytes: [u8; 8] = untrusted_superblock.get(72..80)?.try_into().ok()?;
+    untrusted_superblock.starts_with(b"verity\0\0").then(|| u64::from_le_bytes(bytes))
+}
+
 /// Hash of one block, the salt before it.
 pub fn hash(block: &[u8]) -> Hash {
     let mut sum = Sha256::new();
@@ -124,6 +161,27 @@ mod tests {
         assert_eq!(parse_hash(&hex(&hash)), Some(hash));
         for bad in ["", "é", &"0".repeat(63), &"é".repeat(32)] {
             assert_eq!(parse_hash(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn leaves_are_given_only_of_a_tree_that_is_whole() {
+        for blocks in [2_usize, 128, 129, 16_385] {
+            let data: Vec<u8> = (0..blocks * BLOCK_BYTES).map(|at| (at / 1000) as u8).collect();
+            let (mut tree, root) = tree(&data, Uuid::nil());
+            assert_eq!(tree.len() as u64, tree_bytes(blocks as u64));
+            assert_eq!(data_blocks(&tree), Some(blocks as u64));
+            let leaves_found = leaves(&tree, &root).unwrap();
+            assert_eq!(leaves_found.len(), blocks * HASH_BYTES);
+            assert_eq!(leaves_found[..HASH_BYTES], hash(&data[..BLOCK_BYTES]));
+            assert_eq!(leaves(&tree[..tree.len() - 1], &root), None);
+            let last = tree.len() - 1;
+            for at in [BLOCK_BYTES, last] {
+                tree[at] ^= 1;
+                assert_eq!(leaves(&tree, &root), None, "{blocks} {at}");
+                tree[at] ^= 1;
+            }
+            assert_eq!(leaves(&tree, &Root { hash: [0; 32], ..root }), None);
         }
     }
 

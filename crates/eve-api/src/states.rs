@@ -5,7 +5,7 @@
 //! DELIVERED (4), never as LOADED (19). Numbers without a state of ours read as unknown.
 
 use model::report::{AttestationState, DataAtRest, DeviceState, SecurityModule};
-use model::status::SwState;
+use model::status::{SwState, UpdateState, UpdateStep};
 
 use crate::wire::info as wire;
 
@@ -96,6 +96,31 @@ table! {
         Enabled = DatasecAtRestEnabled,
         Error = DatasecAtRestError,
     } reads {} else Unknown
+}
+
+table! {
+    update_to_wire, update_from_wire: UpdateState <-> BaseOsStatus {
+        None = None,
+        Downloading = Downloading,
+        Downloaded = DownloadDone,
+        Updating = Updating,
+        Updated = Updated,
+        Fallback = Fallback,
+        Failed = Failed,
+    } reads {} else None
+}
+
+table! {
+    step_to_wire, step_from_wire: UpdateStep <-> BaseOsSubStatus {
+        None = NoneSubstatus,
+        Downloading = DownloadInprogress,
+        Verifying = VerifyInprogress,
+        Initializing = UpdateInitializing,
+        Rebooting = UpdateRebooting,
+        Testing = UpdateTesting,
+        Confirming = UpdateNeedTestConfirm,
+        Deferred = UpdateDeferred,
+    } reads {} else None
 }
 
 #[cfg(test)]

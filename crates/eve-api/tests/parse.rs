@@ -397,6 +397,36 @@ fn other_kinds_of_network_instances_are_unsupported() {
 }
 
 #[test]
+fn the_order_of_a_version_is_read_in_its_form_of_today_and_in_that_of_old_controllers() {
+    let tree = good().content_info[0].uuid.clone();
+    let volume = good().volumes[0].uuid.clone();
+    let retry_update = Some(DeviceOpsCmd { counter: 3, ..Default::default() });
+    let today = BaseOs {
+        content_tree_uuid: tree.clone(),
+        base_os_version: "2.0".into(),
+        activate: true,
+        retry_update,
+    };
+    let os = read(|c| c.baseos = Some(today)).base_os.unwrap();
+    assert_eq!((os.content_tree.to_string(), &*os.version, os.retry_counter), (tree.clone(), "2.0", 3));
+    let before = |id: &str, activate| BaseOsConfig {
+        volume_id: id.into(),
+        base_os_version: "1.5".into(),
+        activate,
+        ..Default::default()
+    };
+    // one that is not active stands in front of it; the id is that of a volume, or of the content tree itself
+    for id in [&volume, &tree] {
+        let os = read(|c| c.base = vec![before("x", false), before(id, true)]).base_os.unwrap();
+        assert_eq!((os.content_tree.to_string(), &*os.version, os.is_active), (tree.clone(), "1.5", true));
+    }
+    let dangling = read(|c| c.base = vec![before("70000000-0000-4000-8000-000000000001", true)]);
+    assert_eq!(dangling.base_os, None);
+    assert_eq!(dangling.faults[0].object, model::config::ObjectRef::BaseOs);
+    assert_eq!(read(|c| c.base = vec![before(&tree, false)]).base_os, None);
+}
+
+#[test]
 fn problems_of_ports_and_secrets_beyond_the_model_are_seen() {
     check(
         |c| {
@@ -434,6 +464,8 @@ fn problems_of_ports_and_secrets_beyond_the_model_are_seen() {
               InvalidConfig: volumes[50000000-0000-4000-8000-000000000001#0].origin.downloadContentTreeID: content tree 40000000-0000-4000-8000-000000000001 cannot be used: contentInfo[0].sha256: "abc" is no digest
             App(AppId(60000000-0000-4000-8000-000000000001))
               InvalidConfig: apps[60000000-0000-4000-8000-000000000001].volumeRefList: volume 50000000-0000-4000-8000-000000000001#0 cannot be used: contentInfo[0].sha256: "abc" is no digest
+            BaseOs
+              InvalidConfig: baseos.base_os_version: missing
             ! content tree "web image": sha256 "abc" is no digest
             ! base OS → content tree "t" does not exist
             ! physical IO eth0 defined 2 times

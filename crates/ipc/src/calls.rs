@@ -155,6 +155,8 @@ pub struct ImageRequest {
     pub object: FetchObject,
     /// Where to go on after an interruption. A server that cannot resume makes the reply start at 0 again.
     pub offset: u64,
+    /// No more than so many bytes are wanted. A server that cannot send parts sends more.
+    pub length: Option<u64>,
 }
 
 /// A file of a web server.
@@ -163,6 +165,8 @@ pub struct FileRequest {
     pub source: FileSource,
     /// As in [`ImageRequest`].
     pub offset: u64,
+    /// As in [`ImageRequest`].
+    pub length: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -237,6 +241,12 @@ pub enum InitRequest {
     KillShim { app: AppId },
     /// All shims that live.
     Shims,
+    /// The slot that does not run, to be written by store; its boot entry goes first. The reply [`InitReply::Slot`] comes with
+    /// four descriptors: its partitions of the root and of the hash tree, and those of the slot that runs to read.
+    OpenSlot,
+    /// The idle slot holds this version, which is to be tried. Where the kernel image lies in the partition of the root, and
+    /// its sha256: init copies it from there to the ESP.
+    InstallSlot { version: String, root: Digest, kernel: Digest, kernel_at: u64, kernel_bytes: u64 },
 }
 
 /// Limits of the control group an app runs in. The shim itself is outside of it.
@@ -254,6 +264,7 @@ pub struct AppLimits {
 pub enum InitReply {
     Done,
     Shims(Vec<LiveShim>),
+    Slot,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

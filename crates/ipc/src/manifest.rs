@@ -40,6 +40,9 @@ pub struct Manifest {
     pub files: Vec<FileGrant>,
     #[serde(default)]
     pub devices: Vec<DeviceGrant>,
+    /// What init hands over open when it is asked to, and what the process could not open itself.
+    #[serde(default)]
+    pub descriptors: Vec<DescriptorGrant>,
     pub syscalls: Syscalls,
     /// Topics it may read.
     #[serde(default)]
@@ -112,6 +115,13 @@ pub struct DeviceGrant {
     pub why: String,
     #[serde(default)]
     pub optional: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DescriptorGrant {
+    pub name: String,
+    pub why: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -277,6 +287,11 @@ impl Manifest {
             }
             if !device.path.starts_with("/dev/") || device.path.contains("..") {
                 return fail(format!("device path {:?} is not below /dev", device.path));
+            }
+        }
+        for descriptor in &self.descriptors {
+            if descriptor.why.is_empty() || !is_word(&descriptor.name) {
+                return fail(format!("descriptor {:?} without why, or its name is no word", descriptor.name));
             }
         }
         for group in &self.syscalls.groups {
@@ -479,6 +494,9 @@ pub fn privilege_matrix(manifests: &[Manifest]) -> String {
         }
         for device in &m.devices {
             line(format!("{} device `{}`: {}", mode(device.mode), device.path, device.why));
+        }
+        for descriptor in &m.descriptors {
+            line(format!("descriptor {}: {}", descriptor.name, descriptor.why));
         }
         if !m.is_exempt() {
             line(format!("system calls: groups {}", m.syscalls.groups.join(", ")));

@@ -42,6 +42,16 @@ topics! {
     VifsDesired: "vifs-desired", "planner", desired::VifsDesired;
     /// Key: app id.
     AppDesired: "app-desired", "planner", desired::AppDesired;
+    /// Key: empty.
+    UpdateDesired: "update-desired", "planner", desired::UpdateDesired;
+    /// Read by init. Key: empty.
+    BootDesired: "boot-desired", "planner", desired::BootDesired;
+    /// Key: empty.
+    UpdateObserved: "update-observed", "store", observed::UpdateObserved;
+    /// Nothing on a hosted node. Key: empty.
+    SlotsObserved: "slots-observed", "init", observed::SlotsObserved;
+    /// Nothing on a hosted node. Key: empty.
+    BaseOsStatus: "base-os-status", "planner", status::BaseOsStatus;
     /// Key: content tree id.
     ContentObserved: "content-observed", "store", observed::ContentObserved;
     /// Key: volume key.

@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail};
 use disk::entry::{self, Entry, is_version};
 use disk::gpt::{Partition, Table, Write};
 use disk::partitions::{self, Architecture};
+use disk::update;
 use disk::verity::hex;
 use serde_json::json;
 use uuid::Uuid;
@@ -21,6 +22,7 @@ use crate::lock::{Lock, Package};
 use crate::modules::Modules;
 use crate::pe::{self, Section};
 use crate::recipe::{Recipe, triplet};
+use crate::release::{Content, RELEASE_KEY, ReleaseKey};
 use crate::root::{self, Root};
 use crate::sbom::{self, Program};
 use crate::tools::{self, Tools};
@@ -54,6 +56,8 @@ pub struct Order {
     pub time: Option<i64>,
     /// Nothing: unsigned.
     pub signing: Option<Signing>,
+    /// Nothing: updates of a box with this image need no signature.
+    pub release: Option<Release>,
 }
 
 /// Who signs what the firmware starts, for Secure Boot.
@@ -63,6 +67,14 @@ pub struct Signing {
     pub key: PathBuf,
     pub certificate: PathBuf,
     /// Whether a key whose file says that it is one of a test may be used.
+    pub test_keys: TestKeys,
+}
+
+/// Who signs updates.
+#[derive(Clone, Debug)]
+pub struct Release {
+    /// P-256, PEM of PKCS #8 without a passphrase.
+    pub key: PathBuf,
     pub test_keys: TestKeys,
 }
 
@@ -88,6 +100,7 @@ struct Parts<'a> {
     root: Root,
     uki: Vec<u8>,
     loader: Vec<u8>,
+    release: Option<ReleaseKey>,
 }
 
 pub fn build(order: &Order) -> anyhow::Result<Made> {
@@ -95,8 +108,12 @@ pub fn build(order: &Order) -> anyhow::Result<Made> {
         bail!("version {:?} is not made of a-z, A-Z, 0-9, '.', '-' and '~'", order.version);
     }
     if let Some(signing) = &order.signing {
-        check_key(signing)?;
+        check_key(&[&signing.key, &signing.certificate], signing.test_keys)?;
     }
+    if let Some(release) = &order.release {
+        check_key(&[&release.key], release.test_keys)?;
+    }
+    let release = order.release.as_ref().map(|release| ReleaseKey::read(&release.key)).transpose()?;
     let (recipe, lock) = (Recipe::read(&order.recipe)?, Lock::read(&order.lock)?);
     let arch = order.architecture;
     let time = order.time.unwrap_or(lock.signed_at);
@@ -128,6 +145,9 @@ pub fn build(order: &Order) -> anyhow::Result<Made> {
     }
     let os_release = os_release(&recipe, &order.version, arch);
     tree.file("usr/lib/os-release", os_release.clone().into_bytes(), false);
+    if let Some(release) = &release {
+        tree.file(RELEASE_KEY, release.public_text().into_bytes(), false);
+    }
     for file in &recipe.files {
         tree.file(&file.path, file.content.clone().into_bytes(), false);
     }
@@ -141,8 +161,6 @@ pub fn build(order: &Order) -> anyhow::Result<Made> {
         bail!("the root lacks libraries: {}", missing.join("; "));
     }
     let root = root::make(&tree, time, &tools, work.path())?;
-    check_room("root", root.data.len(), recipe.partitions.root)?;
-    check_room("hash tree of the root", root.tree.len(), recipe.partitions.root_verity)?;
 
     step(format_args!("kernel image, root hash {}", hex(&root.verity.hash)));
     let initrd = initrd(&recipe, &modules, &programs)?;
@@ -155,12 +173,15 @@ pub fn build(order: &Order) -> anyhow::Result<Made> {
     };
     let efi = |name: &str| boot.content(&format!("usr/lib/systemd/boot/efi/{name}"));
     let uki = uki(&recipe, arch, &efi(stub)?, &kernel, &initrd, &os_release, &root)?;
-    let mut parts = Parts { order, recipe: &recipe, root, uki, loader: efi(loader)?.to_vec() };
+    let mut parts = Parts { order, recipe: &recipe, root, uki, loader: efi(loader)?.to_vec(), release };
     if let Some(signing) = &order.signing {
         step(format_args!("signing"));
         parts.uki = sign(&parts.uki, signing, &tools, work.path())?;
         parts.loader = sign(&parts.loader, signing, &tools, work.path())?;
     }
+    let slot = Content::of(&parts.uki, &parts.root, arch, &order.version).manifest.slot();
+    check_room("root and kernel image", slot.data_bytes as usize, recipe.partitions.root)?;
+    check_room("their hash trees", slot.tree_bytes as usize, recipe.partitions.root_verity)?;
     // three of them, and the boot loader
     check_room("three kernel images", parts.uki.len() * 3 + parts.loader.len(), recipe.partitions.esp)?;
 
@@ -297,11 +318,11 @@ fn uki(
     pe::append(stub, &sections).context("systemd's stub")
 }
 
-fn check_key(signing: &Signing) -> anyhow::Result<()> {
-    for path in [&signing.key, &signing.certificate] {
+fn check_key(files: &[&PathBuf], test_keys: TestKeys) -> anyhow::Result<()> {
+    for path in files {
         fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with(TEST_KEY) && signing.test_keys == TestKeys::Refused {
+        if name.starts_with(TEST_KEY) && test_keys == TestKeys::Refused {
             bail!(
                 "{} is the key of a test, which everybody has: --insecure-test-keys allows it",
                 path.display()
@@ -406,8 +427,12 @@ impl Parts<'_> {
         file.set_len(bytes)?;
         write_table(&file, &table)?;
         let (slot, tree) = partitions::NUMBERS_SLOTS[0];
+        let content = self.content();
+        let layout = content.manifest.slot();
         write_at(&file, offset(&table, slot), &self.root.data)?;
+        write_at(&file, offset(&table, slot) + layout.kernel_at, &content.kernel)?;
         write_at(&file, offset(&table, tree), &self.root.tree)?;
+        write_at(&file, offset(&table, tree) + layout.kernel_tree_at, &content.kernel_tree)?;
         fat::make(
             window(&file, &table, partitions::NUMBER_ESP),
             "ESP",
@@ -442,23 +467,30 @@ impl Parts<'_> {
         ]
     }
 
-    /// The update file: root, hash tree and kernel image as partitions of their size.
+    fn content(&self) -> Content {
+        Content::of(&self.uki, &self.root, self.order.architecture, &self.order.version)
+    }
+
+    /// The update file, as [`disk::update`] has it.
     fn update(&self, path: &Path) -> anyhow::Result<()> {
         let arch = self.order.architecture;
         let (root_id, tree_id) = partitions::ids_of_root(&self.root.verity.hash);
+        let content = self.content();
+        let signature = self.release.as_ref().map(|key| key.sign(&content.manifest.text())).transpose()?;
+        let manifest = content.manifest.to_bytes(signature.as_ref());
+        let other = |name| self.partition(update::OTHER, name);
         let contents = [
-            (Partition { id: root_id, ..self.partition(arch.root(), "root") }, &self.root.data),
+            (other("manifest"), &manifest),
             (Partition { id: tree_id, ..self.partition(arch.root_verity(), "root-verity") }, &self.root.tree),
-            (self.partition(partitions::ESP, "uki"), &self.uki),
+            (other("kernel-verity"), &content.kernel_tree),
+            (other("kernel"), &content.kernel),
+            (Partition { id: root_id, ..self.partition(arch.root(), "root") }, &self.root.data),
         ];
-        let whole = |bytes: usize| (bytes as u64).next_multiple_of(MIB);
-        let bytes = contents.iter().map(|(_, content)| whole(content.len())).sum::<u64>() + 2 * MIB;
-        let mut table = Table::new(self.id("update"), SECTOR, bytes / u64::from(SECTOR));
-        for (number, (partition, content)) in (1..).zip(&contents) {
-            table.append(number, (content.len() as u64).div_ceil(SECTOR.into()), partition.clone())?;
-        }
+        let sizes = contents.clone().map(|(partition, content)| (partition, content.len() as u64));
+        let table =
+            update::table(self.id("update"), &sizes).context("the update is too large for a table")?;
         let file = File::options().read(true).write(true).create_new(true).open(path)?;
-        file.set_len(bytes)?;
+        file.set_len(table.sectors * u64::from(SECTOR))?;
         write_table(&file, &table)?;
         for (number, (_, content)) in (1..).zip(&contents) {
             write_at(&file, offset(&table, number), content)?;

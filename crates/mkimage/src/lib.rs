@@ -12,6 +12,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod archive;
+pub mod artifact;
 pub mod build;
 pub mod bundle;
 mod cpio;
@@ -24,6 +25,7 @@ mod modules;
 mod pcr;
 mod pe;
 pub mod recipe;
+mod release;
 mod root;
 pub mod run;
 mod sbom;

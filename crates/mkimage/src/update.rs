@@ -13,17 +13,13 @@ use disk::entry::{self, Entry};
 use disk::gpt::{Partition, Table, Write};
 use disk::partitions::{ESP, NAMES_SLOTS, NUMBERS_SLOTS, ids_of_root};
 use disk::slots::{Installed, idle};
+use disk::update::{self, Manifest};
 use disk::verity::{self, Hash, parse_hash};
 
 use crate::fat::{FirstDay, Window};
 use crate::pe;
 
 const SECTOR: u32 = 512;
-/// Partitions of an update file.
-const ROOT: u32 = 1;
-const TREE: u32 = 2;
-const UKI: u32 = 3;
-
 type Fat<'f> = fatfs::FileSystem<Window<'f>>;
 
 /// What was done, for people.
@@ -35,11 +31,17 @@ pub struct Done {
 }
 
 struct Update {
-    root: Vec<u8>,
-    tree: Vec<u8>,
-    uki: Vec<u8>,
-    hash: Hash,
-    version: String,
+    manifest: Manifest,
+    /// Root and kernel image, as they lie in a slot.
+    data: Vec<u8>,
+    trees: Vec<u8>,
+}
+
+impl Update {
+    fn kernel(&self) -> &[u8] {
+        let at = self.manifest.slot().kernel_at as usize;
+        &self.data[at..at + self.manifest.kernel_bytes as usize]
+    }
 }
 
 pub fn write(image: &Path, update: &Path) -> anyhow::Result<Done> {
@@ -51,14 +53,14 @@ pub fn write(image: &Path, update: &Path) -> anyhow::Result<Done> {
     let esp = esp.with_context(|| format!("{} has no ESP", image.display()))?;
     let options = || fatfs::FsOptions::new().update_accessed_date(false).time_provider(&FirstDay);
     let installed = installed(&fatfs::FileSystem::new(window(&file, &esp), options())?)?;
-    if installed.iter().any(|version| version.entry.version == update.version) {
-        bail!("version {} is on the disk already", update.version);
+    if installed.iter().any(|version| version.entry.version == update.manifest.version) {
+        bail!("version {} is on the disk already", update.manifest.version);
     }
     let Some(choice) = idle(&table, &installed) else {
         bail!("both slots hold a version that may be needed: let the box try the last update first");
     };
     let (root_number, tree_number) = NUMBERS_SLOTS[choice.slot];
-    for (number, content) in [(root_number, &update.root), (tree_number, &update.tree)] {
+    for (number, content) in [(root_number, &update.data), (tree_number, &update.trees)] {
         let room = table.partitions.get(&number).map_or(0, Partition::sectors) * u64::from(SECTOR);
         if content.len() as u64 > room {
             bail!("partition {number} has {room} bytes, the update needs {}", content.len());
@@ -70,8 +72,8 @@ pub fn write(image: &Path, update: &Path) -> anyhow::Result<Done> {
         system.unmount()?;
         file.sync_all()?;
     }
-    let (root_id, tree_id) = ids_of_root(&update.hash);
-    for (number, id, content) in [(root_number, root_id, &update.root), (tree_number, tree_id, &update.tree)]
+    let (root_id, tree_id) = ids_of_root(&update.manifest.root.hash);
+    for (number, id, content) in [(root_number, root_id, &update.data), (tree_number, tree_id, &update.trees)]
     {
         let partition =
             table.partitions.get_mut(&number).with_context(|| format!("no partition {number}"))?;
@@ -88,10 +90,11 @@ pub fn write(image: &Path, update: &Path) -> anyhow::Result<Done> {
     let system: Fat<'_> = fatfs::FileSystem::new(window(&file, &esp), options())?;
     let dir = system.root_dir().open_dir(entry::DIRECTORY)?;
     // no boot loader takes a file of this name
-    let (unfinished, name) = (format!("{}.new", update.version), Entry::fresh(&update.version).file_name());
+    let (unfinished, name) =
+        (format!("{}.new", update.manifest.version), Entry::fresh(&update.manifest.version).file_name());
     let mut new = dir.create_file(&unfinished)?;
     new.truncate()?;
-    new.write_all(&update.uki).context("the ESP has no room for the kernel image")?;
+    new.write_all(update.kernel()).context("the ESP has no room for the kernel image")?;
     new.flush()?;
     drop(new);
     file.sync_all()?;
@@ -100,7 +103,7 @@ pub fn write(image: &Path, update: &Path) -> anyhow::Result<Done> {
     system.unmount()?;
     file.sync_all()?;
     let replaced = choice.replaced.map(|entry| entry.version);
-    Ok(Done { version: update.version, slot: NAMES_SLOTS[choice.slot].0, replaced })
+    Ok(Done { version: update.manifest.version, slot: NAMES_SLOTS[choice.slot].0, replaced })
 }
 
 impl Update {
@@ -111,20 +114,27 @@ impl Update {
             let partition = table.partitions.get(&number).context("it is no update file")?;
             read_at(&file, partition)
         };
-        let (root, tree, uki) = (content(ROOT)?, content(TREE)?, content(UKI)?);
-        let hash = root_hash(&uki)?;
-        // the superblock in front of the tree says nothing that the kernel looks at
-        let (checked, found) = verity::tree(&root, uuid::Uuid::nil());
-        if found.hash != hash
-            || checked.get(verity::BLOCK_BYTES..) != tree.get(verity::BLOCK_BYTES..checked.len())
-        {
-            bail!("its root is not the one that its kernel image names: the file is damaged");
+        let manifest = Manifest::parse(&content(update::MANIFEST)?)?.manifest;
+        manifest.places(&table)?;
+        let (mut data, mut trees) = (Vec::new(), Vec::new());
+        for (tree, part, root) in [
+            (update::ROOT_TREE, update::ROOT, &manifest.root),
+            (update::KERNEL_TREE, update::KERNEL, &manifest.kernel),
+        ] {
+            let (tree, part) = (content(tree)?, content(part)?);
+            let leaves = verity::leaves(&tree, root).context("a hash tree is damaged")?;
+            let is_whole = |(block, leaf): (&[u8], &[u8])| verity::hash(block) == *leaf;
+            if !part.chunks(verity::BLOCK_BYTES).zip(leaves.chunks(verity::HASH_BYTES)).all(is_whole) {
+                bail!("a block is not the one of its hash tree: the file is damaged");
+            }
+            data.extend_from_slice(&part);
+            trees.extend_from_slice(&tree);
         }
-        let version = section_line(&uki, ".osrel", "IMAGE_VERSION=")?;
-        if !entry::is_version(&version) {
-            bail!("its version {version:?} is none");
+        let update = Update { manifest, data, trees };
+        if root_hash(update.kernel())? != update.manifest.root.hash {
+            bail!("its kernel image names another root");
         }
-        Ok(Update { root, tree, uki, hash, version })
+        Ok(update)
     }
 }
 
@@ -158,7 +168,7 @@ fn installed(system: &Fat<'_>) -> anyhow::Result<Vec<Installed>> {
     Ok(found)
 }
 
-fn table(mut file: &File) -> anyhow::Result<Table> {
+pub(crate) fn table(mut file: &File) -> anyhow::Result<Table> {
     let bytes = file.seek(SeekFrom::End(0))?;
     let (table, _) = Table::read(SECTOR, bytes / u64::from(SECTOR), |at, length| {
         let mut bytes = vec![0; length];
@@ -173,7 +183,7 @@ fn window<'f>(file: &'f File, partition: &Partition) -> Window<'f> {
     Window::new(file, partition.first * u64::from(SECTOR), partition.sectors() * u64::from(SECTOR))
 }
 
-fn read_at(mut file: &File, partition: &Partition) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn read_at(mut file: &File, partition: &Partition) -> anyhow::Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(partition.sectors() * u64::from(SECTOR))?];
     file.seek(SeekFrom::Start(partition.first * u64::from(SECTOR)))?;
     file.read_exact(&mut bytes)?;

@@ -45,6 +45,8 @@ pub struct DeviceConfig {
     pub cipher_contexts: Vec<CipherContext>,
     /// Apps with a profile list run only when it contains this one.
     pub global_profile: String,
+    /// Nothing: the version that runs stays.
+    pub base_os: Option<BaseOs>,
     /// Objects of the config that could not be read, each with the field path in its message.
     pub faults: Vec<ConfigFault>,
 }
@@ -65,6 +67,7 @@ pub enum ObjectRef {
     ContentTree(ContentTreeId),
     Datastore(DatastoreId),
     NetworkInstance(NetworkInstanceId),
+    BaseOs,
     /// An object whose own identity could not be read: the field path.
     Path(String),
 }
@@ -222,6 +225,18 @@ pub enum ContentFormat {
     Raw,
     Qcow2,
     Other(i32),
+}
+
+/// Which version of the operating system shall run (`BaseOS`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseOs {
+    /// The update file.
+    pub content_tree: ContentTreeId,
+    pub version: String,
+    /// False: it is put into the idle slot and not started.
+    pub is_active: bool,
+    /// A change has a version tried again that failed.
+    pub retry_counter: u32,
 }
 
 /// A volume (`Volume`).
@@ -401,6 +416,7 @@ impl DeviceConfig {
             apps: Vec::new(),
             cipher_contexts: Vec::new(),
             global_profile: String::new(),
+            base_os: None,
             faults: Vec::new(),
         }
     }

@@ -13,6 +13,36 @@ use crate::config::{
 use crate::id::{AppId, ContentTreeId, Digest, NetworkInstanceId, VolumeKey};
 use crate::net::Mac;
 
+/// A version the store shall put into the idle slot (topic `update-desired`, key: empty).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateDesired {
+    pub version: String,
+    /// A change has it tried again.
+    pub attempt: u32,
+    /// The update file. Of an image it is the one layer.
+    pub content: ContentDesired,
+}
+
+/// What init shall do about the slots (topic `boot-desired`, key: empty).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootDesired {
+    /// Of the version that runs, while it is on trial.
+    pub verdict: Verdict,
+    /// The box shall start again, into this version.
+    pub start_into: Option<String>,
+}
+
+/// What is thought of a version on trial.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    #[default]
+    Pending,
+    /// It stays.
+    Good { version: String },
+    /// It is not started again.
+    Bad { version: String },
+}
+
 /// Content the store shall hold (topic `content-desired`, key: content tree id).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContentDesired {

@@ -63,6 +63,62 @@ pub struct Blob {
     pub media_type: String,
 }
 
+/// Topic `update-observed`, key: empty. How far the store is with the version ordered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateObserved {
+    pub version: String,
+    pub attempt: u32,
+    pub state: UpdateProgress,
+    /// Bytes that came over the network, since the store was started.
+    pub fetched_bytes: u64,
+    /// Nothing proves who made it: the image that runs has no release key.
+    pub is_unsigned: bool,
+    /// Why it does not go on. Tried again by itself, or not, as its reason says.
+    pub fault: Option<Fault>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UpdateProgress {
+    Downloading {
+        done_bytes: u64,
+        total_bytes: u64,
+    },
+    Verifying,
+    /// In the slot, with a boot entry that was not tried.
+    Installed,
+}
+
+/// Topic `slots-observed`, key: empty. Written by init of a booted node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotsObserved {
+    /// A and B.
+    pub slots: [SlotObserved; 2],
+    /// Which of them runs.
+    pub running: u8,
+    /// All services are ready.
+    pub is_ready: bool,
+}
+
+impl SlotsObserved {
+    pub fn own(&self) -> &SlotObserved {
+        &self.slots[usize::from(self.running.min(1))]
+    }
+
+    pub fn other(&self) -> &SlotObserved {
+        &self.slots[usize::from(1 - self.running.min(1))]
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotObserved {
+    /// Path of the block device.
+    pub device: String,
+    /// Empty: no boot entry uses it.
+    pub version: String,
+    /// Tries it has left and tries that were made; nothing: it is good.
+    pub tries: Option<(u32, u32)>,
+}
+
 /// Topic `volume-observed`, key: volume key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeObserved {

@@ -122,6 +122,12 @@ reasons! {
     PurgeNeeded, Error, AfterChange, "raise the app's purge counter";
     /// Resources changed without a restart.
     RestartNeeded, Error, AfterChange, "raise the app's restart counter";
+    /// An update of the operating system is not signed by the release key of the one that runs.
+    UpdateUntrusted, Error, AfterChange, "order an update that was built with the device's release key";
+    /// What was ordered as an update of the operating system is none, or not the version that was ordered.
+    UpdateInvalid, Error, AfterChange, "build the image again and order its update file; the message names what is wrong";
+    /// A new version of the operating system did not pass its test; the one before it runs again.
+    UpdateRolledBack, Error, AfterChange, "see why in the message; raise the retry counter to have it tried again";
     /// The node is in maintenance mode.
     Maintenance, Notice, AfterChange, "leave maintenance mode";
     /// A service of the node is not answering.

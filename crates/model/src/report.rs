@@ -18,7 +18,8 @@ use crate::net::Mac;
 use crate::observed::{AppMetrics, DiskCounters, DiskFacts, Firmware, LinkMetrics, PortObserved};
 use crate::reason::Fault;
 use crate::status::{
-    AppStatus, ConfigItemStatus, ContentTreeStatus, NetworkInstanceStatus, NetworkKind, SwState, VolumeStatus,
+    AppStatus, ConfigItemStatus, ContentTreeStatus, NetworkInstanceStatus, NetworkKind, SoftwareStatus,
+    SwState, VolumeStatus,
 };
 use crate::time::WallTime;
 
@@ -78,6 +79,8 @@ pub struct DeviceStatus {
     pub reboot_counter: u32,
     pub shutdown_counter: u32,
     pub software: Vec<SoftwareStatus>,
+    /// The retry counter of the last order of a version that was carried out.
+    pub update_counter: u32,
     pub ports: Vec<PortStatus>,
     pub port_config: PortConfigStatus,
     pub adapters: Vec<AdapterStatus>,
@@ -121,17 +124,6 @@ pub enum AttestationState {
     AttestEscrowWait,
     RestartWait,
     Complete,
-}
-
-/// A slot of the operating system (`ZInfoDevSW`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SoftwareStatus {
-    /// `IMGA` or `IMGB`.
-    pub partition: String,
-    /// `active`, `updating`, `inprogress` or `unused`.
-    pub partition_state: String,
-    pub version: String,
-    pub is_running: bool,
 }
 
 /// A port and its use (`DevicePort` and `ZInfoNetwork`).

@@ -13,8 +13,9 @@ use crate::reason::Fault;
 use crate::time::WallTime;
 
 /// State of an app, volume or content tree, in order of progress (eve-api `ZSwState` is not).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum SwState {
+    #[default]
     Initial,
     ResolvingTag,
     ResolvedTag,
@@ -170,4 +171,63 @@ pub struct ConfigItemStatus {
     pub value: String,
     pub is_known: bool,
     pub error: Option<String>,
+}
+
+/// Topic `base-os-status`, key: empty. The slots of the operating system, and how far an ordered version is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseOsStatus {
+    pub slots: Vec<SoftwareStatus>,
+    /// The retry counter of the order that was last carried out.
+    pub update_counter: u32,
+    /// The box is about to start into another version.
+    pub is_updating: bool,
+    /// A version is on trial: orders to restart the box wait.
+    pub is_testing: bool,
+}
+
+/// A slot of the operating system (`ZInfoDevSW`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SoftwareStatus {
+    /// `IMGA` or `IMGB`.
+    pub partition: String,
+    /// `active`, `updating`, `inprogress` or `unused`.
+    pub partition_state: String,
+    /// Path of the block device; empty where there is none.
+    pub device: String,
+    pub version: String,
+    pub is_running: bool,
+    pub state: SwState,
+    pub update: UpdateState,
+    pub step: UpdateStep,
+    /// The step in words.
+    pub step_text: String,
+    pub progress_percent: u8,
+    pub fault: Option<Fault>,
+}
+
+/// `BaseOsStatus`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UpdateState {
+    #[default]
+    None,
+    Downloading,
+    Downloaded,
+    Updating,
+    Updated,
+    Fallback,
+    Failed,
+}
+
+/// `BaseOsSubStatus`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UpdateStep {
+    #[default]
+    None,
+    Downloading,
+    Verifying,
+    Initializing,
+    Rebooting,
+    Testing,
+    Confirming,
+    Deferred,
 }

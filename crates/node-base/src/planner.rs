@@ -4,6 +4,7 @@
 //! Owns no decision and no effect but one file: what the planner must not forget. It is on disk before anything that
 //! follows from it is published. Nothing is decided before every input is synced: absent is not deleted.
 
+mod base_os;
 pub(crate) mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,11 +12,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipc::client::Topics;
 use ipc::topics::{self, Topic};
 use model::reason::Fault;
-use model::status::SwState;
+use model::status::{ContentTreeStatus, SwState};
 use node_core::apps::{self, Desired, Memory, Observed, Plan, Status};
 use service::files::{Directory, Files};
 use service::{Event, Service, log};
 
+use base_os::BaseOsPlanner;
 pub use state::StateError;
 use state::StateFile;
 
@@ -32,11 +34,13 @@ pub enum PlannerError {
 /// Runs the process until init asks it to stop.
 pub fn run(mut service: Service) -> Result<(), PlannerError> {
     let dir = service.dirs().state.clone().ok_or(PlannerError::NoStateDir)?;
+    let mut base_os = BaseOsPlanner::load(Box::new(Directory::new(&dir)));
     let (mut planner, dropped) = Planner::load(Box::new(Directory::new(dir)));
     if let Some(error) = dropped {
         log::warn(format_args!("planner state dropped, numbers and addresses are given anew: {error}"));
     }
     Planner::subscribe(&mut service);
+    BaseOsPlanner::subscribe(&mut service);
     let mut deadline = None;
     let mut awaited = Vec::new();
     // Why the last plan could not be saved.
@@ -48,12 +52,17 @@ pub fn run(mut service: Service) -> Result<(), PlannerError> {
             Event::Topics(_) | Event::Deadline => {}
             Event::Call(_) | Event::Channel(_) | Event::Worker(()) | Event::Readable(_) => continue,
         }
-        deadline = None;
+        let wanted = planner.desired.apps.keys().copied().collect();
+        let now = service.now().mono;
+        let again = base_os.round(&mut service, &wanted, now);
+        planner.update_file = base_os.content.clone();
+        deadline = again;
         let (missing, failure) = match planner.round(&mut service) {
             Round::Awaiting(missing) => (missing, None),
             Round::Planned => (Vec::new(), None),
             Round::NotSaved(fault) => {
-                deadline = Some(service.now().mono.plus_ms(RETRY_MS));
+                let retry = service.now().mono.plus_ms(RETRY_MS);
+                deadline = Some(again.map_or(retry, |again| again.min(retry)));
                 (Vec::new(), Some(fault))
             }
         };
@@ -97,6 +106,8 @@ pub struct Planner {
     memory: Memory,
     desired: Desired,
     published: Published,
+    /// Of the content tree that is a version of the operating system.
+    update_file: Option<ContentTreeStatus>,
 }
 
 impl Planner {
@@ -108,7 +119,7 @@ impl Planner {
             Err(error) => (Default::default(), Some(error)),
         };
         let (memory, desired) = state;
-        (Planner { file, memory, desired, published: Published::default() }, dropped)
+        (Planner { file, memory, desired, published: Published::default(), update_file: None }, dropped)
     }
 
     pub fn subscribe(topics: &mut impl Topics) {
@@ -136,7 +147,7 @@ impl Planner {
             |name: &String| topics::ALL.iter().find(|(topic, _)| topic == name).map(|(topic, _)| *topic);
         let published = keys.into_iter().filter_map(|(name, keys)| Some((topic(&name)?, keys)));
         let published = Published(published.collect());
-        Some(Planner { file: StateFile::new(files), memory, desired, published })
+        Some(Planner { file: StateFile::new(files), memory, desired, published, update_file: None })
     }
 
     /// What is not to be forgotten, and what was decided last.
@@ -152,7 +163,10 @@ impl Planner {
         }
         let Some(config) = topics.get::<topics::Config>("") else { return Round::Planned };
         let observed = observed(topics);
-        let plan = apps::plan(&config, &observed, &self.memory, &self.desired);
+        let mut plan = apps::plan(&config, &observed, &self.memory, &self.desired);
+        if let Some(file) = &self.update_file {
+            plan.status.content.entry(file.id).and_modify(|known| known.clone_from(file));
+        }
         let is_news = plan.memory != self.memory || plan.desired != self.desired;
         if is_news && let Err(error) = self.file.save_on_full_disk(&plan.memory, &plan.desired) {
             let fault = error.fault();

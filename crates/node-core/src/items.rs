@@ -24,6 +24,10 @@ pub struct Items {
     pub is_maintenance: bool,
     /// Part of the disk's size in MiB that logs may take.
     pub log_quota_mib: u32,
+    /// How long a new version of the operating system must be well before it stays.
+    pub update_test_s: u32,
+    /// A new version that does not reach the controller in this time is given up, if the one before did.
+    pub update_contact_s: u32,
 }
 
 impl Default for Items {
@@ -37,6 +41,8 @@ impl Default for Items {
             dial_timeout_s: 10,
             is_maintenance: false,
             log_quota_mib: 2048,
+            update_test_s: 600,
+            update_contact_s: 300,
         }
     }
 }
@@ -62,6 +68,13 @@ const NUMBERS: &[Number] = &[
     Number { key: "timer.cert.interval", min: 60, max: 2_592_000, field: |i| &mut i.cert_interval_s },
     Number { key: "timer.send.timeout", min: 1, max: 3_600, field: |i| &mut i.send_timeout_s },
     Number { key: "timer.dial.timeout", min: 1, max: 3_600, field: |i| &mut i.dial_timeout_s },
+    Number { key: "timer.test.baseimage.update", min: 30, max: 3_600, field: |i| &mut i.update_test_s },
+    Number {
+        key: "timer.update.fallback.no.network",
+        min: 60,
+        max: 86_400,
+        field: |i| &mut i.update_contact_s,
+    },
     Number {
         key: "newlog.gzipfiles.ondisk.maxmegabytes",
         min: 10,

@@ -7,6 +7,7 @@ extern crate alloc;
 
 pub mod apps;
 pub mod attest;
+pub mod base_os;
 pub mod config;
 pub mod exchange;
 pub mod items;

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use ipc::boot::Role;
 use ipc::frame::{Channel, FrameError};
 use ipc::manifest::{Instances, Manifest};
-use ipc::topics::{BoxMetrics, NodeObserved, ServiceObserved, Topic};
+use ipc::topics::{BootDesired, BoxMetrics, NodeObserved, ServiceObserved, SlotsObserved, Topic};
 use model::observed;
 use model::time::MonoMs;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -206,6 +206,13 @@ impl Init {
         bus.synced(NodeObserved::NAME);
         publish::<BoxMetrics>(&mut bus, "", &facts::box_metrics(disk.as_ref()));
         bus.synced(BoxMetrics::NAME);
+        if let Some(machine) = &machine {
+            bus.subscribe(BootDesired::NAME);
+            if let Some(slots) = machine.observed() {
+                publish::<SlotsObserved>(&mut bus, "", &slots);
+            }
+        }
+        bus.synced(SlotsObserved::NAME);
         let processes = order.iter().map(|name| ((name.clone(), String::new()), Process::default()));
         Ok(Init {
             processes: processes.collect(),
@@ -243,7 +250,7 @@ impl Init {
             match source {
                 Source::Signal => self.signalled(),
                 Source::Button => self.pressed(),
-                Source::Bus => self.bus.take(&mut std::collections::BTreeSet::new()),
+                Source::Bus => self.bus.take(&mut BTreeSet::new()),
                 Source::Exit(name) => self.exited(&name),
                 Source::Control(name) => self.spoke(&name),
                 Source::Output(name) => self.wrote(&name),
@@ -336,6 +343,21 @@ impl Init {
         let own: BTreeSet<i32> = running.map(|running| running.pid.as_raw_nonzero().get()).collect();
         machine.reap(&own);
         machine.on_time(now, health);
+        if let Some(slots) = machine.observed() {
+            publish::<SlotsObserved>(&mut self.bus, "", &slots);
+        }
+        if self.stopping.is_some() {
+            return;
+        }
+        let wanted = self.bus.value(BootDesired::NAME, "").and_then(|bytes| postcard::from_bytes(bytes).ok());
+        let is_hopeless = machine.is_hopeless(now);
+        if is_hopeless {
+            log::error(format_args!("this version is on trial and does not come up: the box starts again"));
+        }
+        if is_hopeless || wanted.is_some_and(|wanted| machine.follow(now, &wanted)) {
+            machine.ending = Ending::Restart;
+            self.begin_stopping(now);
+        }
     }
 
     /// Starts a service, or plans another try.
@@ -440,7 +462,10 @@ impl Init {
             settings.insert("verbose".into(), "1".into());
         }
         let readers = match manifest.name.as_str() {
-            "bus" => self.manifests.iter().map(|m| (m.name.clone(), m.reads.clone())).collect(),
+            "bus" => {
+                let own = (INIT.to_owned(), vec![BootDesired::NAME.to_owned()]);
+                self.manifests.iter().map(|m| (m.name.clone(), m.reads.clone())).chain([own]).collect()
+            }
             _ => BTreeMap::new(),
         };
         ipc::boot::Launch { manifest: manifest.clone(), key: key.into(), settings, readers }

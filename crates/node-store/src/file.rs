@@ -106,7 +106,8 @@ impl Pull<'_> {
         let mut dry = 0;
         let mut told: Option<Instant> = None;
         loop {
-            let request = FetchRequest::File(FileRequest { source: from.clone(), offset: partial.len });
+            let request =
+                FetchRequest::File(FileRequest { source: from.clone(), offset: partial.len, length: None });
             let mut opened = self.source.open(&request, self.cancelled)?;
             if opened.offset > partial.len {
                 let message = format!("{}: the server left out a part of the file", from.url);

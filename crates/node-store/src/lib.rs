@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! content-desired ─▶ plan ─▶ pull (threads; bytes from fetch) ─▶ catalog ─▶ content-observed
+//! update-desired ─▶ update (the idle slot of the operating system) ─────────▶ update-observed
 //! volume-desired  ─┘   └──▶ volumes on disk ──────────────────────────────▶ volume-observed
 //! ```
 //!
@@ -19,5 +20,6 @@ pub mod pull;
 pub mod room;
 pub mod run;
 pub mod source;
+pub mod update;
 
 pub use run::run;

@@ -251,7 +251,8 @@ impl Pull<'_> {
             reader.take(limit + 1).read_to_end(&mut bytes).map_err(fault)?;
             return Ok((bytes, String::new()));
         }
-        let request = FetchRequest::Image(ImageRequest { source: from.clone(), object, offset: 0 });
+        let request =
+            FetchRequest::Image(ImageRequest { source: from.clone(), object, offset: 0, length: None });
         let opened = self.source.open(&request, self.cancelled)?;
         opened.body.take(limit + 1).read_to_end(&mut bytes).map_err(fault)?;
         if opened.size.is_some_and(|size| (bytes.len() as u64) < size.min(limit)) {

@@ -9,11 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ipc::calls::{Fetch, FetchReply, FetchRequest};
+use ipc::calls::{Fetch, FetchReply, FetchRequest, Init};
 use ipc::limits::APP_UID_COUNT;
 use ipc::topics::{
     ContentDesired as ContentDesiredTopic, ContentObserved as ContentObservedTopic,
-    StorageObserved as StorageObservedTopic, VolumeDesired as VolumeDesiredTopic,
+    StorageObserved as StorageObservedTopic, UpdateDesired as UpdateDesiredTopic,
+    UpdateObserved as UpdateObservedTopic, VolumeDesired as VolumeDesiredTopic,
     VolumeObserved as VolumeObservedTopic,
 };
 use model::config::VolumeOrigin;
@@ -33,6 +34,8 @@ use crate::plan::{Inputs, Step, plan};
 use crate::pull::{Progress, Pull};
 use crate::room::{Disk, Judge, Size};
 use crate::source::{Opened, Source, cancelled};
+use crate::update::drive::Updater;
+use crate::update::{ReleaseKey, Told};
 
 /// Waits between tries: from the first to the longest. Where only a change of image or config is known to help, the
 /// registry is asked rarely.
@@ -77,6 +80,8 @@ pub enum Posted {
     Measured(BTreeMap<VolumeKey, u64>),
     /// What was put aside is gone.
     Emptied,
+    /// A version of the operating system.
+    Update(Told),
 }
 
 /// The process's life.
@@ -86,8 +91,12 @@ pub fn run(service: Service<Posted>) -> Result<(), RunError> {
     for what in dropped {
         log::warn(format_args!("dropped {what}"));
     }
+    // Where the image that runs has one, it is part of what the kernel checks.
+    let key = service.dirs().path("release-key").and_then(|path| std::fs::read_to_string(path).ok());
+    let key = key.map(|text| ReleaseKey::parse(&text));
     let mut store = Store {
         catalog: Arc::new(catalog),
+        updater: Updater::new(service.caller::<Fetch>(), service.caller::<Init>(), service.poster(), key),
         fetch: service.caller::<Fetch>(),
         poster: service.poster(),
         service,
@@ -116,6 +125,7 @@ pub fn run(service: Service<Posted>) -> Result<(), RunError> {
 struct Store {
     service: Service<Posted>,
     catalog: Arc<Catalog>,
+    updater: Updater,
     fetch: Caller<Fetch>,
     poster: Poster<Posted>,
     pulls: BTreeMap<ContentTreeId, Running>,
@@ -162,11 +172,13 @@ impl Store {
     fn live(&mut self) {
         self.service.subscribe::<ContentDesiredTopic>();
         self.service.subscribe::<VolumeDesiredTopic>();
+        self.service.subscribe::<UpdateDesiredTopic>();
         let mut deadline = self.turn();
         // What lies on the disk has been said: nothing else is held.
         self.service.synced::<ContentObservedTopic>();
         self.service.synced::<VolumeObservedTopic>();
         self.service.synced::<StorageObservedTopic>();
+        self.service.synced::<UpdateObservedTopic>();
         loop {
             match self.service.next(Some(deadline)) {
                 Event::Worker(posted) => self.take(posted),
@@ -242,7 +254,22 @@ impl Store {
         self.look(now, &volumes);
         self.tell_content(&content);
         self.tell_volumes(&volumes);
-        deadline.map_or(self.look_at, |at| at.min(self.look_at))
+        let again = self.turn_update(now);
+        [deadline, again].into_iter().flatten().fold(self.look_at, MonoMs::min)
+    }
+
+    fn turn_update(&mut self, now: MonoMs) -> Option<MonoMs> {
+        // until the planner has said what it wants, what is under way goes on
+        if !self.service.is_synced::<UpdateDesiredTopic>() {
+            return None;
+        }
+        let desired = self.service.get::<UpdateDesiredTopic>("");
+        let (observed, again) = self.updater.turn(desired.as_ref(), now);
+        match observed {
+            Some(observed) => self.service.publish::<UpdateObservedTopic>("", &observed),
+            None => self.service.remove::<UpdateObservedTopic>(""),
+        }
+        again
     }
 
     fn carry_out(
@@ -405,6 +432,7 @@ impl Store {
             }
             Posted::Made(key, result) => self.volume_made(key, result),
             Posted::Measured(bytes) => self.measured(bytes),
+            Posted::Update(told) => self.updater.take(told, self.service.now().mono),
             Posted::Emptied => {
                 self.is_emptying = false;
                 if self.empty_again {
@@ -602,7 +630,7 @@ fn warn_of(result: Result<(), StorageError>) {
 }
 
 /// Process fetch as a source of bytes.
-struct FetchSource(Caller<Fetch>);
+pub(crate) struct FetchSource(pub(crate) Caller<Fetch>);
 
 impl Source for FetchSource {
     fn open(&self, request: &FetchRequest, cancelled: &Arc<AtomicBool>) -> Result<Opened, Fault> {

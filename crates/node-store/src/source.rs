@@ -75,7 +75,7 @@ impl<'a> BlobReader<'a> {
         size: u64,
         cancelled: &'a std::sync::Arc<AtomicBool>,
     ) -> BlobReader<'a> {
-        let request = ImageRequest { source: from.clone(), object, offset: 0 };
+        let request = ImageRequest { source: from.clone(), object, offset: 0, length: None };
         BlobReader { source, request, size, body: None, dry: 0, cancelled }
     }
 

@@ -14,6 +14,8 @@ pub const MAX_LAYERS: usize = 127;
 pub const MAX_INDEX_ENTRIES: usize = 1024;
 
 pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// A layer that is a disk as it is.
+pub const RAW_DISK: &str = "application/vnd.lfedge.disk.layer.v1+raw";
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
@@ -59,6 +61,8 @@ pub enum Compression {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
+    #[error("it is no artifact of one raw disk")]
+    NoDisk,
     #[error("manifest is larger than {MAX_MANIFEST_BYTES} bytes")]
     TooLarge,
     #[error("manifest is not readable as JSON")]
@@ -137,6 +141,22 @@ impl Document {
             }
             _ => Err(ManifestError::Ambiguous),
         }
+    }
+}
+
+/// The disk that an artifact consists of, in the form of LF Edge's Edge Containers: one layer that is a raw disk.
+pub fn disk_root(untrusted_bytes: &[u8]) -> Result<Descriptor, ManifestError> {
+    if untrusted_bytes.len() > MAX_MANIFEST_BYTES {
+        return Err(ManifestError::TooLarge);
+    }
+    let raw: RawDocument = serde_json::from_slice(untrusted_bytes).map_err(ManifestError::Json)?;
+    if raw.schema_version != Some(2) || raw.manifests.is_some() {
+        return Err(ManifestError::NoDisk);
+    }
+    let mut disks = raw.layers.unwrap_or_default().into_iter().filter(|layer| layer.media_type == RAW_DISK);
+    match (disks.next(), disks.next()) {
+        (Some(disk), None) => disk.read("layer"),
+        _ => Err(ManifestError::NoDisk),
     }
 }
 
@@ -265,6 +285,21 @@ mod tests {
         ] {
             let error = Document::parse(text.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(why), "{error} for {why}");
+        }
+    }
+
+    #[test]
+    fn the_disk_of_an_artifact_is_its_one_raw_layer() {
+        let digest = format!("sha256:{}", "ab".repeat(32));
+        let layer = |kind: &str| format!(r#"{{"mediaType":"{kind}","digest":"{digest}","size":7}}"#);
+        let config = layer("application/vnd.lfedge.eci.config.v1+json");
+        let of = |layers: &[String]| {
+            format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{}]}}"#, layers.join(","))
+        };
+        let found = disk_root(of(&[layer(RAW_DISK), layer("x/y")]).as_bytes()).unwrap();
+        assert_eq!((found.size, found.digest.to_string()), (7, digest.clone()));
+        for bad in [of(&[]), of(&[layer("x/y")]), of(&[layer(RAW_DISK), layer(RAW_DISK)]), "{}".into()] {
+            assert!(disk_root(bad.as_bytes()).is_err(), "{bad}");
         }
     }
 

@@ -9,6 +9,7 @@ mod referee;
 mod secure_boot;
 mod slots;
 mod tampered;
+mod update;
 
 use tests::lab::Place;
 

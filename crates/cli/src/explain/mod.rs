@@ -39,6 +39,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("Secret", include_str!("secret.yaml")),
     ("Volume", include_str!("volume.yaml")),
     ("Datastore", include_str!("datastore.yaml")),
+    ("BaseOS", include_str!("baseos.yaml")),
 ];
 
 fn example(kind: Kind) -> Option<Value> {
@@ -374,7 +375,7 @@ mod tests {
         let said = |path: &str| text(path, false).unwrap_err().to_string();
         expect_test::expect![[r#"
             there is no kind called 'ap'; did you mean 'app'?
-            kinds are device, jointoken, app, network, registry, datastore, volume, secret"#]]
+            kinds are device, jointoken, app, network, registry, datastore, volume, secret, baseos"#]]
         .assert_eq(&said("ap.spec"));
         expect_test::expect![[r#"
             app.spec has no field 'prots'; did you mean 'ports'?

@@ -141,7 +141,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn file_tree(
+    pub(super) fn file_tree(
         &self,
         id: ContentTreeId,
         name: &str,
@@ -160,7 +160,7 @@ impl<'a> Builder<'a> {
         })
     }
 
-    fn image_tree(
+    pub(super) fn image_tree(
         &self,
         id: ContentTreeId,
         name: &str,

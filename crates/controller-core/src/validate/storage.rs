@@ -8,9 +8,14 @@ use model::id::Digest;
 
 use super::{Problem, Say, check_secret};
 use crate::image::{check_mount_path, is_url_path, parse_image, parse_memory, parse_server};
-use crate::intent::{Intent, Object};
-use crate::resource::{AppSpec, BUILTIN_REGISTRY, DatastoreSpec, Kind, ProbeSpec, SecretRef, VolumeSpec};
+use crate::intent::{Intent, Object, is_base_os_of};
+use crate::resource::{
+    AppSpec, BUILTIN_REGISTRY, BaseOsSpec, DatastoreSpec, DeviceSpec, FileSpec, ImageSpec, Kind, ProbeSpec,
+    SecretRef, VolumeSpec,
+};
 
+/// Longest version: it is part of the name of a boot entry.
+const MAX_VERSION_CHARS: usize = 64;
 /// Most volumes of one app besides its own disk: what nodes take.
 const MAX_VOLUMES: usize = 63;
 /// Longest start delay: a day.
@@ -50,34 +55,80 @@ pub(super) fn check_volume(volume: &Object<VolumeSpec>, intent: &Intent, out: &m
         );
     }
     if let Some(file) = &spec.file {
-        if !intent.datastores.contains_key(&file.datastore) {
-            say.it("spec.file.datastore", format!("datastore/{} does not exist", file.datastore));
-        }
-        if file.path.trim_matches('/').is_empty() || !is_url_path(&file.path) {
-            say.it("spec.file.path", format!("'{}' is no path below the datastore's URL", file.path));
-        }
-        if file.sha256.parse::<Digest>().is_err() {
-            say.it("spec.file.sha256", "is no sha256 of 64 hex digits; 'sha256sum FILE' prints it".into());
-        }
-        let is_name = |name: &str| {
-            !matches!(name, "" | "." | "..")
-                && name.len() <= 255
-                && !name.contains('/')
-                && !name.contains(char::is_control)
-        };
-        if file.name.as_deref().is_some_and(|name| !is_name(name)) {
-            say.it("spec.file.name", "is no name of a file".into());
-        }
+        check_file(file, intent, &mut say);
     }
     if let Some(image) = &spec.image {
-        if let Err(why) = parse_image(&image.reference) {
-            say.it("spec.image.reference", format!("'{}' {why}", image.reference));
-        }
-        if image.registry != BUILTIN_REGISTRY && !intent.registries.contains_key(&image.registry) {
-            say.it("spec.image.registry", format!("registry/{} does not exist", image.registry));
-        }
+        check_image(image, intent, &mut say);
     }
     check_size("spec.size", spec.size.as_deref(), &mut say);
+}
+
+fn check_file(file: &FileSpec, intent: &Intent, say: &mut Say<'_>) {
+    if !intent.datastores.contains_key(&file.datastore) {
+        say.it("spec.file.datastore", format!("datastore/{} does not exist", file.datastore));
+    }
+    if file.path.trim_matches('/').is_empty() || !is_url_path(&file.path) {
+        say.it("spec.file.path", format!("'{}' is no path below the datastore's URL", file.path));
+    }
+    if file.sha256.parse::<Digest>().is_err() {
+        say.it("spec.file.sha256", "is no sha256 of 64 hex digits; 'sha256sum FILE' prints it".into());
+    }
+    let is_name = |name: &str| {
+        !matches!(name, "" | "." | "..")
+            && name.len() <= 255
+            && !name.contains('/')
+            && !name.contains(char::is_control)
+    };
+    if file.name.as_deref().is_some_and(|name| !is_name(name)) {
+        say.it("spec.file.name", "is no name of a file".into());
+    }
+}
+
+fn check_image(image: &ImageSpec, intent: &Intent, say: &mut Say<'_>) {
+    if let Err(why) = parse_image(&image.reference) {
+        say.it("spec.image.reference", format!("'{}' {why}", image.reference));
+    }
+    if image.registry != BUILTIN_REGISTRY && !intent.registries.contains_key(&image.registry) {
+        say.it("spec.image.registry", format!("registry/{} does not exist", image.registry));
+    }
+}
+
+pub(super) fn check_base_os(os: &Object<BaseOsSpec>, intent: &Intent, out: &mut Vec<Problem>) {
+    let mut say = Say::new(Kind::BaseOs, &os.name, out);
+    let spec = &os.spec;
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || ".-~".contains(c);
+    if !(1..=MAX_VERSION_CHARS).contains(&spec.version.len()) || !spec.version.chars().all(is_plain) {
+        say.it("spec.version", format!("'{}' is not made of a-z, A-Z, 0-9, '.', '-' and '~'", spec.version));
+    }
+    match (&spec.file, &spec.image) {
+        (Some(file), None) => {
+            check_file(file, intent, &mut say);
+            if file.name.is_some() {
+                say.it("spec.file.name", "a version is no file of an app and has no name there".into());
+            }
+        }
+        (None, Some(image)) => check_image(image, intent, &mut say),
+        _ => say.it("spec", "needs one of file and image".into()),
+    }
+    if spec.devices.is_empty() && spec.selector.is_none() {
+        say.it("spec.devices", "chooses no device; 'selector: {}' chooses every one".into());
+    }
+    for (index, name) in spec.devices.iter().enumerate() {
+        if !intent.devices.contains_key(name) {
+            say.it(&format!("spec.devices[{index}]"), format!("device/{name} does not exist"));
+        }
+    }
+    let is_own = |device: &&Object<DeviceSpec>| is_base_os_of(spec, device);
+    for device in intent.devices.values().filter(is_own) {
+        let other = intent
+            .base_oses
+            .values()
+            .find(|other| other.name < os.name && is_base_os_of(&other.spec, device));
+        if let Some(other) = other {
+            say.it("spec", format!("baseos/{} is chosen for device/{} as well", other.name, device.name));
+            break;
+        }
+    }
 }
 
 fn check_size(path: &str, text: Option<&str>, say: &mut Say<'_>) {

@@ -7,6 +7,7 @@
 #![allow(clippy::result_large_err, reason = "a problem is made once per refused request")]
 
 mod backup;
+mod base_os;
 pub(crate) mod figures;
 pub(crate) mod flows;
 mod guard;

@@ -38,7 +38,7 @@ const MAX_LOG_LINES: usize = 5000;
 /// A condition as Kubernetes users know it.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Condition {
+pub(super) struct Condition {
     r#type: &'static str,
     /// `True`, `False` or `Unknown`.
     status: &'static str,
@@ -46,7 +46,12 @@ struct Condition {
     message: String,
 }
 
-fn condition(r#type: &'static str, is_true: bool, reason: &str, message: impl Into<String>) -> Condition {
+pub(super) fn condition(
+    r#type: &'static str,
+    is_true: bool,
+    reason: &str,
+    message: impl Into<String>,
+) -> Condition {
     Condition {
         r#type,
         status: if is_true { "True" } else { "False" },
@@ -75,12 +80,13 @@ pub(super) async fn document(api: &Api, stored: &Stored) -> Result<Value, Proble
             Some(json!({ "keys": keys }))
         }
         Kind::Volume => Some(volume_status(api, stored).await?),
+        Kind::BaseOs => Some(super::base_os::status(api, stored).await?),
         Kind::Network | Kind::Registry | Kind::Datastore => None,
     };
     Ok(stored.document(status))
 }
 
-async fn view_of(api: &Api, device: Uuid) -> Result<DeviceView, Problem> {
+pub(super) async fn view_of(api: &Api, device: Uuid) -> Result<DeviceView, Problem> {
     api.observed.view(device).await.map_err(|error| {
         tracing::error!(%device, %error, "cannot read what a device reported");
         Problem::internal()
@@ -100,7 +106,7 @@ fn infos(view: &DeviceView, prefix: &str) -> impl Iterator<Item = (Info, i64)> {
         .filter_map(|(_, latest)| Some((eve_api::parse::info(&latest.bytes).ok()?.info, latest.at_ms)))
 }
 
-fn reported_device(view: &DeviceView) -> Option<Box<DeviceStatus>> {
+pub(super) fn reported_device(view: &DeviceView) -> Option<Box<DeviceStatus>> {
     infos(view, "device")
         .find_map(|(info, _)| if let Info::Device(device) = info { Some(device) } else { None })
 }

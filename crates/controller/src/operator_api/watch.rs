@@ -405,7 +405,7 @@ async fn compare(api: &Api, touched: BTreeSet<(Kind, Uuid)>, before: &mut Status
     }
 }
 
-/// What was touched, and the apps of the devices that were. What is there no more is forgotten.
+/// What was touched, and the apps and versions of the devices that were. What is there no more is forgotten.
 fn concerned(api: &Api, touched: BTreeSet<(Kind, Uuid)>, before: &mut Statuses) -> Vec<Stored> {
     api.with_project(|project| {
         let mut names: BTreeSet<(Kind, &String)> = BTreeSet::new();
@@ -422,7 +422,8 @@ fn concerned(api: &Api, touched: BTreeSet<(Kind, Uuid)>, before: &mut Statuses) 
             let device = project.intent.devices.get(name).filter(|_| kind == Kind::Device);
             names.extend(device.into_iter().flat_map(|device| {
                 let chosen = project.intent.apps.values().filter(|app| is_chosen(&app.spec, device));
-                chosen.map(|app| (Kind::App, &app.name))
+                let os = project.intent.base_os_of(device).map(|os| (Kind::BaseOs, &os.name));
+                chosen.map(|app| (Kind::App, &app.name)).chain(os)
             }));
         }
         let stored = |(kind, name): (Kind, &String)| project.stored.get(&(kind, name.clone())).cloned();

@@ -109,6 +109,7 @@ pub(super) fn read(wire: &wire::EdgeDevConfig) -> Result<DeviceConfig, ParseErro
     reader.content_trees(&mut config);
     reader.volumes(&mut config);
     reader.apps(&mut config);
+    reader.base_os(wire, &mut config);
     config.faults = reader.faults;
     Ok(config)
 }
@@ -268,6 +269,32 @@ impl Reader {
             },
         );
         config.volumes = volumes;
+    }
+
+    /// The one order of today, else the first active one of the list of old controllers.
+    fn base_os(&mut self, wire: &wire::EdgeDevConfig, config: &mut DeviceConfig) {
+        let read = match &wire.baseos {
+            Some(os) if !os.content_tree_uuid.is_empty() || !os.base_os_version.is_empty() => {
+                storage::base_os(os).map_err(|bad| bad.at("baseos"))
+            }
+            _ => {
+                let Some((at, os)) = wire.base.iter().enumerate().find(|(_, os)| os.activate) else { return };
+                storage::base_os_before(os, &config.volumes).map_err(|bad| bad.at(format!("base[{at}]")))
+            }
+        };
+        let checked = read.and_then(|os| match config.content_tree(os.content_tree) {
+            Some(_) => Ok(os),
+            None => {
+                let id = os.content_tree;
+                let object = ObjectRef::ContentTree(id);
+                let bad = self.dangling("content_tree_uuid", &format!("content tree {id}"), &object);
+                Err(bad.at("baseos"))
+            }
+        });
+        match checked {
+            Ok(os) => config.base_os = Some(os),
+            Err(bad) => self.refuse(Some(ObjectRef::BaseOs), bad),
+        }
     }
 
     fn apps(&mut self, config: &mut DeviceConfig) {

@@ -13,18 +13,19 @@ use model::observed::{DiskFacts, Firmware, PortObserved};
 use model::reason::{Fault, Reason};
 use model::report::{
     AdapterStatus, AddressingKind, BlobStatus, DeviceStatus, Info, InfoMessage, MountStatus,
-    PortConfigStatus, PortStatus, SecurityStatus, SoftwareStatus,
+    PortConfigStatus, PortStatus, SecurityStatus,
 };
 use model::status::{
     AppStatus, ConfigItemStatus, ContentTreeStatus, NetworkInstanceStatus, NetworkKind, NetworkVifStatus,
-    SwState, VifStatus, VolumeStatus,
+    SoftwareStatus, SwState, VifStatus, VolumeStatus,
 };
 use prost::Message;
 use uuid::Uuid;
 
 use super::{ParseError, wall_time};
 use crate::states::{
-    at_rest_from_wire, attestation_from_wire, device_from_wire, module_from_wire, sw_from_wire,
+    at_rest_from_wire, attestation_from_wire, device_from_wire, module_from_wire, step_from_wire,
+    sw_from_wire, update_from_wire,
 };
 use crate::wire::common::DhcpType;
 use crate::wire::info as wire;
@@ -181,8 +182,15 @@ fn device(wire: &wire::ZInfoDevice) -> DeviceStatus {
     let software = |slot: &wire::ZInfoDevSw| SoftwareStatus {
         partition: slot.partition_label.clone(),
         partition_state: slot.partition_state.clone(),
+        device: slot.partition_device.clone(),
         version: slot.short_version.clone(),
         is_running: slot.activated,
+        state: sw_from_wire(slot.status),
+        update: update_from_wire(slot.user_status),
+        step: step_from_wire(slot.sub_status),
+        step_text: slot.sub_status_str.clone(),
+        progress_percent: percent(slot.download_progress),
+        fault: slot.sw_err.as_ref().and_then(fault),
     };
     let mount = |mount: &wire::ZInfoStorage| MountStatus {
         path: mount.mount_path.clone(),
@@ -217,6 +225,7 @@ fn device(wire: &wire::ZInfoDevice) -> DeviceStatus {
         boot_reason: wire.last_boot_reason,
         boot_reason_text: wire.last_reboot_reason.clone(),
         restart_counter: wire.restart_counter,
+        update_counter: wire.baseos_update_counter,
         reboot_counter: wire.reboot_config_counter,
         shutdown_counter: wire.shutdown_config_counter,
         software: wire.sw_list.iter().map(software).collect(),

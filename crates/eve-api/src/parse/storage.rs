@@ -2,7 +2,7 @@
 //! Datastores, content trees, volumes, and the encrypted objects that stand beside them.
 
 use model::config::{
-    ContentFormat, ContentTree, Credentials, Datastore, DatastoreKind, Volume, VolumeOrigin,
+    BaseOs, ContentFormat, ContentTree, Credentials, Datastore, DatastoreKind, Volume, VolumeOrigin,
 };
 use model::id::{DatastoreId, VolumeKey};
 use model::secret::{CipherBlock, CipherContext, SecretHandle};
@@ -105,6 +105,41 @@ pub(super) fn content_tree(wire: &wire::ContentTree) -> Read<ContentTree> {
         digest,
         max_size_bytes: wire.max_size_bytes,
         generation: wire.generation_count,
+    })
+}
+
+pub(super) fn base_os(wire: &wire::BaseOs) -> Read<BaseOs> {
+    if wire.base_os_version.is_empty() {
+        return Err(Bad::invalid("base_os_version", "missing"));
+    }
+    Ok(BaseOs {
+        content_tree: uuid("content_tree_uuid", &wire.content_tree_uuid)?,
+        version: wire.base_os_version.clone(),
+        is_active: wire.activate,
+        retry_counter: wire.retry_update.as_ref().map_or(0, |command| command.counter),
+    })
+}
+
+/// An order as old controllers send it: a volume, or the content tree of that id. Drives are older still.
+pub(super) fn base_os_before(wire: &wire::BaseOsConfig, volumes: &[Volume]) -> Read<BaseOs> {
+    if wire.base_os_version.is_empty() {
+        return Err(Bad::invalid("baseOSVersion", "missing"));
+    }
+    if wire.volume_id.is_empty() && !wire.drives.is_empty() {
+        return Err(Bad::unsupported("drives", "images of an operating system come as content trees"));
+    }
+    let id = uuid("volumeID", &wire.volume_id)?;
+    let volume = volumes.iter().find(|volume| volume.key.id == id);
+    let tree = match volume.map(|volume| volume.origin) {
+        Some(VolumeOrigin::Content(tree)) => tree,
+        Some(VolumeOrigin::Blank) => return Err(Bad::invalid("volumeID", "the volume is blank")),
+        None => uuid("volumeID", &wire.volume_id)?,
+    };
+    Ok(BaseOs {
+        content_tree: tree,
+        version: wire.base_os_version.clone(),
+        is_active: wire.activate,
+        retry_counter: 0,
     })
 }
 

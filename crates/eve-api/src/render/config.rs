@@ -4,10 +4,10 @@
 use std::net::Ipv4Addr;
 
 use model::config::{
-    AclAction, AclDirection, AclProtocol, AclRemote, AclRule, AppInstance, AppInterface, ContentFormat,
-    ContentTree, Credentials, Datastore, DatastoreKind, DeviceConfig, NetworkConfig, NetworkInstance,
-    NetworkInstanceKind, OpsCommand, PhysicalIo, PortAddressing, PortRange, SystemAdapter, UserData,
-    VirtualizationMode, Volume, VolumeOrigin, VolumeRef,
+    AclAction, AclDirection, AclProtocol, AclRemote, AclRule, AppInstance, AppInterface, BaseOs,
+    ContentFormat, ContentTree, Credentials, Datastore, DatastoreKind, DeviceConfig, NetworkConfig,
+    NetworkInstance, NetworkInstanceKind, OpsCommand, PhysicalIo, PortAddressing, PortRange, SystemAdapter,
+    UserData, VirtualizationMode, Volume, VolumeOrigin, VolumeRef,
 };
 use model::secret::SecretHandle;
 use prost::Message;
@@ -49,6 +49,7 @@ pub fn device_config(config: &DeviceConfig) -> wire::EdgeDevConfig {
         apps: config.apps.iter().map(app).collect(),
         cipher_contexts: config.cipher_contexts.iter().map(context_to_wire).collect(),
         global_profile: config.global_profile.clone(),
+        baseos: config.base_os.as_ref().map(base_os),
         ..wire::EdgeDevConfig::default()
     }
 }
@@ -59,6 +60,15 @@ fn id(uuid: impl ToString, version: &str) -> wire::UuiDandVersion {
 
 fn command(command: OpsCommand) -> wire::DeviceOpsCmd {
     wire::DeviceOpsCmd { counter: command.counter, desired_state: command.desired, ..Default::default() }
+}
+
+fn base_os(os: &BaseOs) -> wire::BaseOs {
+    wire::BaseOs {
+        content_tree_uuid: os.content_tree.to_string(),
+        retry_update: Some(command(OpsCommand { counter: os.retry_counter, desired: true })),
+        activate: os.is_active,
+        base_os_version: os.version.clone(),
+    }
 }
 
 fn physical_io(io: &PhysicalIo) -> wire::PhysicalIo {

@@ -10,15 +10,16 @@ use model::report::{
     AdapterStatus, AddressingKind, BlobStatus, DeviceStatus, Info, InfoMessage, MountStatus, PortStatus,
     SecurityModule,
 };
-use model::status::{
-    AppStatus, ContentTreeStatus, NetworkInstanceStatus, NetworkKind, SwState, VolumeStatus,
-};
+use model::status::{AppStatus, ContentTreeStatus, NetworkInstanceStatus, NetworkKind, VolumeStatus};
 use model::time::WallTime;
 use prost::Message;
 
 use super::config::bare_hex;
 use super::timestamp;
-use crate::states::{at_rest_to_wire, attestation_to_wire, device_to_wire, module_to_wire, sw_to_wire};
+use crate::states::{
+    at_rest_to_wire, attestation_to_wire, device_to_wire, module_to_wire, step_to_wire, sw_to_wire,
+    update_to_wire,
+};
 use crate::wire::common::{DhcpType, DiskDescription};
 use crate::wire::info as wire;
 use crate::wire::info::z_info_msg::InfoContent;
@@ -226,14 +227,23 @@ fn blob(status: &BlobStatus) -> wire::ZInfoBlob {
 }
 
 fn device(status: &DeviceStatus, at: Option<WallTime>) -> wire::ZInfoDevice {
-    let software = |slot: &model::report::SoftwareStatus| wire::ZInfoDevSw {
+    let software = |slot: &model::status::SoftwareStatus| wire::ZInfoDevSw {
         activated: slot.is_running,
         partition_label: slot.partition.clone(),
+        partition_device: slot.device.clone(),
         partition_state: slot.partition_state.clone(),
-        status: sw_to_wire(SwState::Installed),
+        status: sw_to_wire(slot.state),
         short_version: slot.version.clone(),
         long_version: slot.version.clone(),
-        ..Default::default()
+        sw_err: slot
+            .fault
+            .as_ref()
+            .map(|fault| error(fault, at, Some((wire::Entity::BaseOs, slot.version.clone())))),
+        download_progress: slot.progress_percent.into(),
+        user_status: update_to_wire(slot.update),
+        sub_status: step_to_wire(slot.step),
+        sub_status_str: slot.step_text.clone(),
+        sub_status_progress: slot.progress_percent.into(),
     };
     let mount = |mount: &MountStatus| wire::ZInfoStorage {
         device: mount.disk.as_ref().map(|disk| disk.device.clone()).unwrap_or_default(),
@@ -282,6 +292,7 @@ fn device(status: &DeviceStatus, at: Option<WallTime>) -> wire::ZInfoDevice {
             }],
         }),
         restart_counter: status.restart_counter,
+        baseos_update_counter: status.update_counter,
         hsm_status: module_to_wire(status.security.module),
         hsm_info: match status.security.module {
             SecurityModule::Enabled => "keys in the TPM",

@@ -254,7 +254,8 @@ fn parts(contexts: Vec<CipherContext>) -> impl Strategy<Value = Parts> {
 /// A config whose references all hold.
 pub fn config() -> impl Strategy<Value = DeviceConfig> {
     let head = (id(), text(), option::of(time()), text(), text(), any::<i64>(), text());
-    let orders = (vec((text(), text()), 0..4), option::of(command()), option::of(command()));
+    let os = ("[a-z0-9.]{1,8}", any::<bool>(), any::<u32>());
+    let orders = (vec((text(), text()), 0..4), option::of(command()), option::of(command()), option::of(os));
     let objects = contexts().prop_flat_map(|contexts| {
         (Just(contexts.clone()), vec(datastore(contexts.clone()), 0..3), parts(contexts))
     });
@@ -304,6 +305,9 @@ pub fn config() -> impl Strategy<Value = DeviceConfig> {
             })
             .collect();
         let tree = config.content_trees.first().map(|tree| tree.id);
+        config.base_os = tree.zip(orders.3).map(|(content_tree, (version, is_active, retry_counter))| {
+            BaseOs { content_tree, version, is_active, retry_counter }
+        });
         config.volumes = volumes
             .into_iter()
             .map(|(id, generation, name, is_blank, max_size_bytes, is_read_only)| Volume {

@@ -191,15 +191,28 @@ fn mib() -> impl Strategy<Value = u64> {
 fn device_status() -> impl Strategy<Value = DeviceStatus> {
     let names = (text(), text(), text(), text(), text(), text());
     let numbers = (any::<u32>(), mib(), mib(), option::of(time()), any::<i32>(), text());
-    let counters = (any::<u32>(), any::<u32>(), any::<u32>());
-    let software = (text(), text(), text(), any::<bool>()).prop_map(
-        |(partition, partition_state, version, is_running)| SoftwareStatus {
+    let counters = (any::<u32>(), any::<u32>(), any::<u32>(), any::<u32>());
+    let slot = (text(), text(), text(), text(), any::<bool>());
+    let update = select(vec![UpdateState::None, UpdateState::Updating, UpdateState::Failed]);
+    let step = select(vec![UpdateStep::None, UpdateStep::Testing, UpdateStep::Deferred]);
+    let more = (select(vec![SwState::Initial, SwState::Installed]), update, step, text(), 0u8..=100);
+    let software = (slot, more, option::of(fault())).prop_map(|(slot, more, fault)| {
+        let (partition, partition_state, device, version, is_running) = slot;
+        let (state, update, step, step_text, progress_percent) = more;
+        SoftwareStatus {
             partition,
             partition_state,
+            device,
             version,
             is_running,
-        },
-    );
+            state,
+            update,
+            step,
+            step_text,
+            progress_percent,
+            fault,
+        }
+    });
     let disk = (text(), text(), select(vec!["ext4", "zfs", ""]))
         .prop_map(|(device, serial, filesystem)| DiskFacts { device, serial, filesystem: filesystem.into() });
     let mount = (mib(), any::<bool>(), option::of(disk));
@@ -273,7 +286,7 @@ fn device_status() -> impl Strategy<Value = DeviceStatus> {
             let ((firmware, has_watchdog, port_config, adapters), roots) = facts;
             let (name, hostname, architecture, manufacturer, product, serial) = names;
             let (cpus, memory_bytes, storage_bytes, booted_at, boot_reason, boot_reason_text) = numbers;
-            let (restart_counter, reboot_counter, shutdown_counter) = counters;
+            let (restart_counter, reboot_counter, shutdown_counter, update_counter) = counters;
             let (software, ports, mounts, items, apps) = lists;
             let (
                 state,
@@ -300,6 +313,7 @@ fn device_status() -> impl Strategy<Value = DeviceStatus> {
                 boot_reason,
                 boot_reason_text,
                 restart_counter,
+                update_counter,
                 reboot_counter,
                 shutdown_counter,
                 software,

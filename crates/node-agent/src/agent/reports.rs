@@ -7,13 +7,14 @@ use model::config::{DeviceConfig, PortAddressing};
 use model::flow::{Delivery, FlowCounters};
 use model::id::{AppId, DeviceId, Digest, VolumeKey};
 use model::observed::{LinkMetrics, PortObserved};
+use model::reason::{Fault, Reason};
 use model::report::{
     AdapterStatus, AddressingKind, AppDiskReport, AppReport, AttestationState, BlobStatus, DataAtRest,
     DeviceState, DeviceStatus, DiskReport, Info, InfoMessage, Metrics, MountStatus, NetworkReport,
-    NodeMetrics, PortConfigStatus, PortStatus, ProcessReport, SecurityModule, SecurityStatus, SoftwareStatus,
-    UplinkReport, VolumeReport,
+    NodeMetrics, PortConfigStatus, PortStatus, ProcessReport, SecurityModule, SecurityStatus, UplinkReport,
+    VolumeReport,
 };
-use model::status::{AppStatus, SwState};
+use model::status::{AppStatus, SoftwareStatus, SwState};
 use model::time::{MonoMs, Now, WallTime};
 use node_core::attest::Phase;
 use node_core::report::Subject;
@@ -160,7 +161,12 @@ pub fn device(own: &Shown, config: Option<&DeviceConfig>, world: &World) -> Devi
     let is_first = restart_counter == 0;
     let mut status = DeviceStatus {
         name: config.map(|config| config.name.clone()).unwrap_or_default(),
-        state: if is_maintenance { DeviceState::Maintenance } else { DeviceState::Online },
+        state: match &world.base_os {
+            Some(base_os) if base_os.is_updating => DeviceState::BaseOsUpdating,
+            _ if is_maintenance => DeviceState::Maintenance,
+            _ => DeviceState::Online,
+        },
+        update_counter: world.base_os.as_ref().map_or(0, |base_os| base_os.update_counter),
         storage_bytes: world.storage.values().map(|disk| disk.total_bytes).max().unwrap_or(0),
         boot_reason: if is_first { BOOT_REASON_FIRST } else { BOOT_REASON_UNKNOWN },
         boot_reason_text: if is_first { "first start on this disk" } else { "node software was started" }
@@ -193,12 +199,10 @@ pub fn device(own: &Shown, config: Option<&DeviceConfig>, world: &World) -> Devi
         ..DeviceStatus::default()
     };
     if let Some(node) = node {
-        status.software = vec![SoftwareStatus {
-            partition: "IMGA".into(),
-            partition_state: "active".into(),
-            version: node.version,
-            is_running: true,
-        }];
+        status.software = match &world.base_os {
+            Some(base_os) => base_os.slots.clone(),
+            None => vec![hosted(node.version, config)],
+        };
         status.hostname = node.hostname;
         status.architecture = node.architecture;
         status.manufacturer = node.manufacturer;
@@ -211,6 +215,25 @@ pub fn device(own: &Shown, config: Option<&DeviceConfig>, world: &World) -> Devi
         status.booted_at = node.booted_at;
     }
     status
+}
+
+/// A hosted node has no slots. Controllers find the version that runs by the active one.
+fn hosted(version: String, config: Option<&DeviceConfig>) -> SoftwareStatus {
+    let order = config.and_then(|config| config.base_os.as_ref()).filter(|order| order.version != version);
+    let fault = order.map(|order| {
+        let text =
+            format!("version {}: a node that is hosted by another system does not update it", order.version);
+        Fault::new(Reason::Unsupported, text)
+    });
+    SoftwareStatus {
+        partition: "IMGA".into(),
+        partition_state: "active".into(),
+        version,
+        is_running: true,
+        state: SwState::Installed,
+        fault,
+        ..SoftwareStatus::default()
+    }
 }
 
 fn attestation(phase: Phase) -> AttestationState {

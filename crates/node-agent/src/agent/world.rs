@@ -9,7 +9,9 @@ use model::observed::{
     AppMetrics, Blob, BoxMetrics, ContentState, LinkMetrics, NodeObserved, PortObserved, ServiceObserved,
     StorageObserved, VaultObserved,
 };
-use model::status::{AppStatus, ConfigApplied, ContentTreeStatus, NetworkInstanceStatus, VolumeStatus};
+use model::status::{
+    AppStatus, BaseOsStatus, ConfigApplied, ContentTreeStatus, NetworkInstanceStatus, VolumeStatus,
+};
 use node_core::report::Subject;
 
 /// Newest values of all topics the agent reads. A kind whose writer has not said "synced" misses only what is not
@@ -31,6 +33,8 @@ pub struct World {
     pub links: BTreeMap<String, LinkMetrics>,
     pub box_metrics: Option<BoxMetrics>,
     pub vault: Option<VaultObserved>,
+    /// Nothing: the node is hosted.
+    pub base_os: Option<BaseOsStatus>,
     /// The planner's topics are complete: what is absent is gone.
     pub is_synced: bool,
 }
@@ -58,6 +62,7 @@ impl World {
         topics.subscribe::<topics::LinkMetrics>();
         topics.subscribe::<topics::BoxMetrics>();
         topics.subscribe::<topics::VaultObserved>();
+        topics.subscribe::<topics::BaseOsStatus>();
     }
 
     /// The newest of everything.
@@ -88,6 +93,7 @@ impl World {
             links: topics.all::<topics::LinkMetrics>(),
             box_metrics: topics.get::<topics::BoxMetrics>(""),
             vault: topics.get::<topics::VaultObserved>(""),
+            base_os: topics.get::<topics::BaseOsStatus>(""),
             is_synced: topics.is_synced::<topics::AppStatus>() && topics.is_synced::<topics::VolumeStatus>(),
         }
     }

@@ -153,6 +153,19 @@ pub(super) fn fault_of(error: &ureq::Error, what: &str, peer: &Peer) -> Fault {
     }
 }
 
+/// The header that asks for a part; nothing: the whole is wanted.
+pub(super) fn range(offset: u64, length: Option<u64>) -> Option<String> {
+    match length {
+        // a range has at least one byte
+        Some(length) => {
+            let last = offset.saturating_add(length.max(1) - 1);
+            Some(format!("bytes={offset}-{last}"))
+        }
+        None if offset > 0 => Some(format!("bytes={offset}-")),
+        None => None,
+    }
+}
+
 /// `bytes 10-19/20` starts at 10.
 pub(super) fn range_start(untrusted_text: &str) -> Option<u64> {
     untrusted_text.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()

@@ -12,7 +12,7 @@ use model::reason::{Fault, Reason};
 use ureq::http::Response;
 use ureq::{Agent, Body};
 
-use super::client::{Agents, Login, Opened, SERVER, fault_of, range_start};
+use super::client::{Agents, Login, Opened, SERVER, fault_of, range, range_start};
 
 /// The client.
 #[derive(Debug)]
@@ -38,20 +38,25 @@ impl Files {
         }
         let agent = self.agents.get(&format!("{scheme}://{authority}"), &request.source.ca_pem, &SERVER)?;
         let mut offset = request.offset;
-        let mut answer = ask(&agent, url, login, offset)?;
+        let mut answer = ask(&agent, url, login, (offset, request.length))?;
         // What is there is as long as the whole, or longer: it is of another file.
         if answer.status().as_u16() == 416 && offset > 0 {
             offset = 0;
-            answer = ask(&agent, url, login, offset)?;
+            answer = ask(&agent, url, login, (offset, request.length))?;
         }
         opened(url, answer, offset)
     }
 }
 
-fn ask(agent: &Agent, url: &str, login: Option<&Login>, offset: u64) -> Result<Response<Body>, Fault> {
+fn ask(
+    agent: &Agent,
+    url: &str,
+    login: Option<&Login>,
+    (offset, length): (u64, Option<u64>),
+) -> Result<Response<Body>, Fault> {
     let mut ask = agent.get(url);
-    if offset > 0 {
-        ask = ask.header("range", format!("bytes={offset}-"));
+    if let Some(range) = range(offset, length) {
+        ask = ask.header("range", range);
     }
     if let Some(login) = login {
         let basic = STANDARD.encode(format!("{}:{}", login.user, login.password));
@@ -96,7 +101,8 @@ mod tests {
     }
 
     fn request(url: String, offset: u64) -> FileRequest {
-        FileRequest { source: FileSource { url, credentials: None, ca_pem: Vec::new() }, offset }
+        let source = FileSource { url, credentials: None, ca_pem: Vec::new() };
+        FileRequest { source, offset, length: None }
     }
 
     fn login() -> Option<Login> {
@@ -119,6 +125,22 @@ mod tests {
         assert_eq!((opened.offset, opened.size), (4, Some(2)));
         assert_eq!(body(opened), "ef");
         assert_eq!(server.asked()[0].0, "GET /dir/a%20file?x=1 HTTP/1.1");
+    }
+
+    #[test]
+    fn a_part_of_a_file_is_asked_for_as_one() {
+        let server = Server::start(|_, _, range| match range {
+            Some("bytes=0-1") => answer("206 Partial Content", "Content-Range: bytes 0-1/6\r\n", "ab"),
+            Some("bytes=2-4") => answer("206 Partial Content", "Content-Range: bytes 2-4/6\r\n", "cde"),
+            other => panic!("{other:?}"),
+        });
+        for (offset, length, text) in [(0, 2, "ab"), (2, 3, "cde")] {
+            let request =
+                FileRequest { length: Some(length), ..request(format!("{}/f", server.url()), offset) };
+            let opened = files().open(&request, None).unwrap();
+            assert_eq!((opened.offset, opened.size), (offset, Some(length)));
+            assert_eq!(body(opened), text);
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
 
-use super::client::{Agents, Login, Opened, REGISTRY, fault_of, range_start};
+use super::client::{Agents, Login, Opened, REGISTRY, fault_of, range, range_start};
 
 /// A token without a life time lives this long (distribution spec).
 const TOKEN_LIFE: Duration = Duration::from_secs(60);
@@ -60,12 +60,12 @@ impl Registries {
             login.map(|login| (login.user.clone(), login.password.clone())),
         );
         let mut authorization = self.token(&key);
-        let mut answer = target.ask(&agent, authorization.as_deref(), request.offset)?;
+        let mut answer = target.ask(&agent, authorization.as_deref(), (request.offset, request.length))?;
         if answer.status() == StatusCode::UNAUTHORIZED {
             let challenges = answer.headers().get_all("www-authenticate");
             let challenge = Challenge::choose(challenges.iter().filter_map(|value| value.to_str().ok()));
             authorization = Some(self.authorize(&agent, &target, challenge, &key, login)?);
-            answer = target.ask(&agent, authorization.as_deref(), request.offset)?;
+            answer = target.ask(&agent, authorization.as_deref(), (request.offset, request.length))?;
         }
         target.opened(answer, request.offset)
     }
@@ -189,12 +189,17 @@ impl Target {
         Ok(Target { base_url: base_url.into(), repository, path, is_manifest })
     }
 
-    fn ask(&self, agent: &Agent, authorization: Option<&str>, offset: u64) -> Result<Response<Body>, Fault> {
+    fn ask(
+        &self,
+        agent: &Agent,
+        authorization: Option<&str>,
+        (offset, length): (u64, Option<u64>),
+    ) -> Result<Response<Body>, Fault> {
         let mut ask = agent.get(format!("{}/v2/{}/{}", self.base_url, self.repository, self.path));
         if self.is_manifest {
             ask = ask.header("accept", ACCEPT);
-        } else if offset > 0 {
-            ask = ask.header("range", format!("bytes={offset}-"));
+        } else if let Some(range) = range(offset, length) {
+            ask = ask.header("range", range);
         }
         if let Some(authorization) = authorization {
             ask = ask.header("authorization", authorization);

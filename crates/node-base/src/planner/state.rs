@@ -109,7 +109,7 @@ pub(crate) fn framed(body: &[u8]) -> Vec<u8> {
 }
 
 /// FNV-1a, 64 bit: finds torn writes, not attackers; the directory is private.
-fn checksum(bytes: &[u8]) -> u64 {
+pub(super) fn checksum(bytes: &[u8]) -> u64 {
     bytes
         .iter()
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))

@@ -6,14 +6,15 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 
-use model::config::{ContentFormat, ContentTree, Datastore, DatastoreKind, DeviceConfig};
+use model::config::{ContentFormat, ContentTree, Datastore, DatastoreKind, DeviceConfig, VolumeOrigin};
 use model::desired::{ContentDesired, ContentSource, ContentSources, FileSource, RegistrySource};
+use model::id::ContentTreeId;
 use model::reason::{Fault, Reason};
 
 use super::{Desired, Faults};
 
 pub(super) fn plan_content(config: &DeviceConfig, desired: &mut Desired, faults: &mut Faults) {
-    for tree in &config.content_trees {
+    for tree in config.content_trees.iter().filter(|tree| !is_of_base_os(config, tree.id)) {
         match content_of(config, tree) {
             Ok(content) => {
                 desired.content.insert(tree.id, content);
@@ -23,7 +24,13 @@ pub(super) fn plan_content(config: &DeviceConfig, desired: &mut Desired, faults:
     }
 }
 
-fn content_of(config: &DeviceConfig, tree: &ContentTree) -> Result<ContentDesired, Fault> {
+/// A version of the operating system goes into a slot, not among the content.
+fn is_of_base_os(config: &DeviceConfig, id: ContentTreeId) -> bool {
+    let is_used = || config.volumes.iter().any(|volume| volume.origin == VolumeOrigin::Content(id));
+    config.base_os.as_ref().is_some_and(|os| os.content_tree == id) && !is_used()
+}
+
+pub(crate) fn content_of(config: &DeviceConfig, tree: &ContentTree) -> Result<ContentDesired, Fault> {
     let mut stores = Vec::new();
     for id in &tree.datastores {
         stores.push(config.datastore(*id).ok_or_else(|| {

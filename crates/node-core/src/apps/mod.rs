@@ -22,7 +22,7 @@
 //! it; a volume that may be written belongs to one app.
 
 mod commit;
-mod content;
+pub(crate) mod content;
 mod network;
 pub(crate) mod probe;
 mod report;
@@ -205,7 +205,11 @@ impl Faults {
                 ObjectRef::NetworkInstance(id) => {
                     out.networks.entry(*id).or_default().push(entry.fault.clone())
                 }
-                ObjectRef::Device | ObjectRef::Volume(_) | ObjectRef::Datastore(_) | ObjectRef::Path(_) => {}
+                ObjectRef::Device
+                | ObjectRef::Volume(_)
+                | ObjectRef::Datastore(_)
+                | ObjectRef::BaseOs
+                | ObjectRef::Path(_) => {}
             }
         }
         out
@@ -283,7 +287,7 @@ fn hold_the_unreadable(config: &DeviceConfig, previous: &Desired, desired: &mut 
                     hold(*old, &previous.volumes, &mut desired.volumes);
                 }
             }
-            ObjectRef::Device | ObjectRef::Datastore(_) | ObjectRef::Path(_) => {}
+            ObjectRef::Device | ObjectRef::Datastore(_) | ObjectRef::BaseOs | ObjectRef::Path(_) => {}
         }
     }
 }

@@ -51,7 +51,7 @@ pub(super) fn run() -> Result<Infallible, BootError> {
 }
 
 /// The root that the signed command line names.
-fn root_of(line: &str) -> Result<verity::Root, BootError> {
+pub(super) fn root_of(line: &str) -> Result<verity::Root, BootError> {
     let value = |name: &'static str| {
         let found = line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
         found.ok_or(BootError::CommandLine(name))

@@ -2,7 +2,9 @@
 //! The box as the supervisor sees it: its watchdog, its screen, its power button, its boot entry, its orphans.
 //!
 //! ```text
-//! trial ─ all services ready for a while ─▶ good: the boot entry loses its counter
+//! trial ─ the planner finds it good ─▶ good: the boot entry loses its counter
+//!       ─ the planner finds it bad ──▶ the entry has no try left, the box starts into the other version
+//!       ─ no services, no judgement ─▶ the box starts again: a try is used
 //! ```
 
 use std::collections::BTreeSet;
@@ -12,23 +14,28 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-use disk::entry::{DIRECTORY, Entry};
-use disk::partitions::ESP;
+use disk::verity::Hash;
+use model::desired::{BootDesired, Verdict};
+use model::observed::SlotsObserved;
+use model::reason::{Fault, Reason};
 use model::time::MonoMs;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use service::log;
 
 use super::screen::{Health, Screen};
-use super::storage::{Disk, device};
-use super::{BootError, at, call, ioctl};
+use super::slots::{Slots, Written};
+use super::storage::Disk;
+use super::{BootError, ioctl};
 
 const WATCHDOG: &str = "/dev/watchdog0";
 /// A box whose init does not go on for so long starts again.
 const WATCHDOG_TIMEOUT_S: i32 = 120;
 const WATCHDOG_EVERY_S: u64 = 15;
-/// Services are all ready for so long: the version is good.
-const GOOD_AFTER_S: u64 = 30;
-const MEDIUM: &str = "/run/medium";
+/// A version on trial whose services are not all ready by then uses up a try. The planner judges long before, where it runs.
+const READY_AFTER_S: u64 = 900;
+/// The longest test has four windows of an hour.
+const VERDICT_AFTER_S: u64 = 5 * 3600;
+/// Before a change of boot entries that failed is tried again.
+const RETRY_S: u64 = 30;
 /// Never part of an image that leaves a workshop.
 const PROBE: &str = "/usr/lib/selvedge/selvedge-probe";
 /// `struct input_event` on 64 bits, and the number of the power key.
@@ -53,13 +60,24 @@ pub struct Machine {
     health: Health,
     /// Since when all services are ready.
     ready_since: Option<MonoMs>,
-    is_good: bool,
+    unjudged_since: MonoMs,
+    version: String,
+    /// Nothing: the ESP cannot be read; the box runs what it runs.
+    slots: Option<Slots>,
+    given_up: Option<String>,
+    /// After a change of boot entries failed.
+    retry_at: MonoMs,
     pub(crate) ending: Ending,
 }
 
 impl Machine {
     /// `server` is the controller as CONFIG names it.
-    pub(super) fn new(disk: Disk, server: &str) -> Machine {
+    pub(super) fn new(disk: Disk, server: &str, root: &Hash) -> Machine {
+        let version = version();
+        let slots = Slots::open(&disk, root, &version);
+        let slots = slots
+            .inspect_err(|error| eprintln!("selvedge: boot entries: {}", crate::supervise::chain(error)));
+        let slots = slots.ok();
         let watchdog = File::options().write(true).open(WATCHDOG).ok();
         if let Some(watchdog) = &watchdog
             && let Err(error) = ioctl::set_watchdog(watchdog, WATCHDOG_TIMEOUT_S)
@@ -68,20 +86,23 @@ impl Machine {
         }
         Machine {
             disk,
-            screen: Screen::open(&version(), server),
+            screen: Screen::open(&version, server),
             watchdog,
             buttons: buttons(),
             next_beat: MonoMs(0),
             health: Health { ready: 0, all: 0 },
             ready_since: None,
-            is_good: false,
+            unjudged_since: service::clock::mono(),
+            slots,
+            version,
+            given_up: None,
+            retry_at: MonoMs(0),
             ending: Ending::PowerOff,
         }
     }
 
     pub(crate) fn deadline(&self) -> MonoMs {
-        let good = self.ready_since.filter(|_| !self.is_good).map(|since| since.plus_s(GOOD_AFTER_S));
-        good.map_or(self.next_beat, |good| good.min(self.next_beat))
+        self.next_beat
     }
 
     pub(crate) fn on_time(&mut self, now: MonoMs, health: Health) {
@@ -102,36 +123,88 @@ impl Machine {
             (true, since) => since.or(Some(now)),
             (false, _) => None,
         };
-        if !self.is_good && self.ready_since.is_some_and(|since| since.plus_s(GOOD_AFTER_S) <= now) {
-            self.is_good = true;
-            probe();
-            match self.bless() {
-                Ok(Some(name)) => log::info(format_args!("this version is good: {name}")),
-                Ok(None) => {}
-                Err(error) => {
-                    log::error(format_args!(
-                        "the boot entry keeps its counter: {}",
-                        crate::supervise::chain(&error)
-                    ));
+    }
+
+    /// What the planner wants done about the slots. True: the machine is to end, to start again.
+    pub(crate) fn follow(&mut self, now: MonoMs, wanted: &BootDesired) -> bool {
+        let Some(slots) = self.slots.as_mut().filter(|_| self.retry_at <= now) else { return false };
+        let done = match (&wanted.verdict, &wanted.start_into) {
+            (Verdict::Good { version }, _) if *version == self.version => {
+                if !slots.is_trial() {
+                    return false;
                 }
+                slots.bless(&self.disk).map(|name| {
+                    probe();
+                    log::info(format_args!("this version is good: {name}"));
+                    false
+                })
+            }
+            (Verdict::Bad { version }, _) => {
+                let is_own = *version == self.version;
+                let is_news = is_own || self.given_up.as_ref() != Some(version);
+                if !is_news {
+                    return false;
+                }
+                slots.give_up(&self.disk, version).map(|()| {
+                    log::error(format_args!("version {version} is given up"));
+                    self.given_up = Some(version.clone());
+                    is_own
+                })
+            }
+            (_, Some(version)) => slots.prepare_start(&self.disk, version).inspect(|is_there| {
+                if *is_there {
+                    log::info(format_args!("the box starts into version {version}"));
+                }
+            }),
+            _ => return false,
+        };
+        match done {
+            Ok(is_end) => is_end,
+            Err(error) => {
+                log::error(format_args!("boot entries: {}", crate::supervise::chain(&error)));
+                self.retry_at = now.plus_s(RETRY_S);
+                false
             }
         }
     }
 
-    /// Takes the counter from the boot entry of this version. Nothing: it had none.
-    fn bless(&self) -> Result<Option<String>, BootError> {
-        let number =
-            self.disk.table.partitions.iter().find(|(_, p)| p.kind == ESP).map(|(number, _)| *number);
-        let node = number.and_then(|number| self.disk.partition(number)).ok_or_else(|| BootError::Table {
-            disk: self.disk.name.clone(),
-            what: "there is no ESP".into(),
-        })?;
-        let quiet = MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
-        mount(device(&node), MEDIUM, "vfat", quiet, Some(c"umask=0077")).map_err(call("mounting the ESP"))?;
-        let renamed = rename(&Path::new(MEDIUM).join(DIRECTORY), &version());
-        rustix::fs::sync();
-        unmount(MEDIUM, UnmountFlags::empty()).map_err(call("unmounting the ESP"))?;
-        renamed
+    /// As they are told; nothing where they could not be read.
+    pub(crate) fn observed(&self) -> Option<SlotsObserved> {
+        let is_ready = self.health.all > 0 && self.health.ready == self.health.all;
+        Some(self.slots.as_ref()?.observed(&self.disk, is_ready))
+    }
+
+    /// The slot that does not run, for store.
+    pub(crate) fn open_slot(&mut self) -> Result<[File; 4], Fault> {
+        let slots = self.slots.as_mut().ok_or_else(no_slots)?;
+        if slots.is_trial() {
+            let text = "the version that runs is on trial: the one before may be needed";
+            return Err(Fault::new(Reason::ServiceUnavailable, text));
+        }
+        slots.hand_out(&self.disk).map_err(|error| storage_failed(&error))
+    }
+
+    pub(crate) fn install(&mut self, written: &Written) -> Result<(), Fault> {
+        let slots = self.slots.as_mut().ok_or_else(no_slots)?;
+        if slots.has(&written.version) {
+            // the answer to the last question was lost
+            return Ok(());
+        }
+        if slots.is_trial() || slots.has_other() {
+            let text = "a slot is written that was not handed out";
+            return Err(Fault::new(Reason::Internal, text));
+        }
+        slots.install(&mut self.disk, written).map_err(|error| storage_failed(&error))?;
+        self.given_up = None;
+        log::info(format_args!("version {} is in its slot, to be tried", written.version));
+        Ok(())
+    }
+
+    /// A version on trial that does not get its services up goes, where there is another one: the boot loader counts.
+    pub(crate) fn is_hopeless(&self, now: MonoMs) -> bool {
+        let is_on_trial = self.slots.as_ref().is_some_and(|slots| slots.is_trial() && slots.has_other());
+        let limit_s = if self.ready_since.is_some() { VERDICT_AFTER_S } else { READY_AFTER_S };
+        is_on_trial && self.unjudged_since.plus_s(limit_s) <= now
     }
 
     pub(crate) fn buttons(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
@@ -193,17 +266,12 @@ fn probe() {
     }
 }
 
-fn rename(dir: &Path, version: &str) -> Result<Option<String>, BootError> {
-    for file in fs::read_dir(dir).map_err(at("cannot read", dir))?.flatten() {
-        let name = file.file_name();
-        let Some(entry) = name.to_str().and_then(Entry::parse) else { continue };
-        if entry.version == version && entry.tries.is_some() {
-            let good = entry.good().file_name();
-            fs::rename(file.path(), dir.join(&good)).map_err(at("cannot rename", file.path()))?;
-            return Ok(Some(good));
-        }
-    }
-    Ok(None)
+fn no_slots() -> Fault {
+    Fault::new(Reason::StorageFailed, "the boot entries of this box cannot be read")
+}
+
+fn storage_failed(error: &BootError) -> Fault {
+    Fault::new(Reason::StorageFailed, crate::supervise::chain(error))
 }
 
 /// Of the root that runs, as its own files say.
@@ -227,18 +295,6 @@ fn is_power_key(event: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_entry_of_this_version_loses_its_counter_and_no_other_does() {
-        let dir = tempfile::tempdir().unwrap();
-        let names = ["selvedge_1.0+2-1.efi", "selvedge_2.0+3.efi", "other.efi"];
-        names.iter().for_each(|name| fs::write(dir.path().join(name), "").unwrap());
-        assert_eq!(rename(dir.path(), "1.0").unwrap().as_deref(), Some("selvedge_1.0.efi"));
-        assert_eq!(rename(dir.path(), "1.0").unwrap(), None);
-        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        left.sort();
-        assert_eq!(left, ["other.efi", "selvedge_1.0.efi", "selvedge_2.0+3.efi"]);
-    }
 
     #[test]
     fn only_the_power_key_going_down_counts() {

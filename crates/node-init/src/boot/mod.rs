@@ -17,6 +17,7 @@ pub mod modules;
 mod persist;
 mod screen;
 mod second;
+mod slots;
 mod storage;
 
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ use rustix::system::RebootCommand;
 
 pub use machine::{Ending, Machine};
 pub(crate) use screen::Health;
+pub(crate) use slots::Written;
 
 /// Where the executable of the second stage lies in the root.
 const SECOND_STAGE: &str = "/usr/lib/selvedge/selvedge-init";

@@ -11,7 +11,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use super::machine::{self, Ending, Machine};
 use super::modules::{DIRECTORY, Modules};
 use super::storage::{Disk, device};
-use super::{BootError, at, call, ioctl, persist};
+use super::{BootError, at, call, first, ioctl, persist};
 use crate::args::Options;
 use crate::supervise;
 
@@ -44,6 +44,7 @@ pub(super) fn run(arguments: &[String]) -> Result<Ending, BootError> {
     persist::open(&mut disk)?;
     let server = fs::read_to_string(Path::new(CONFIG_MOUNT).join("server")).unwrap_or_default();
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let root = first::root_of(&line)?;
     let options = Options {
         config: CONFIG_MOUNT.into(),
         persist: persist::MOUNT.into(),
@@ -55,7 +56,7 @@ pub(super) fn run(arguments: &[String]) -> Result<Ending, BootError> {
         instance: "0".into(),
         is_verbose: line.split_whitespace().any(|word| word == "selvedge.verbose"),
     };
-    let ending = supervise::run_booted(options, Machine::new(disk, server.trim()))?;
+    let ending = supervise::run_booted(options, Machine::new(disk, server.trim(), &root.hash))?;
     eprintln!("selvedge: all services have ended");
     if let Err(error) = unmount(persist::MOUNT, UnmountFlags::empty()) {
         eprintln!("selvedge: P3 is still in use: {error}");

@@ -2,6 +2,8 @@
 //! Shims: started when run asks for one, in the control groups of their app; gone with all that ran in them.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use ipc::calls::{Init as InitCall, InitReply, InitRequest, LiveShim};
@@ -10,27 +12,61 @@ use model::reason::{Fault, Reason};
 use service::{IncomingCall, clock, log};
 
 use super::{Init, Name, Process, Running, chain};
+use crate::boot::Written;
 use crate::{adopt, spawn};
+
+const RUN: &str = "run";
+const STORE: &str = "store";
 
 /// Services of a killed init see at once that it is gone; log then writes down what still waits for it.
 const SERVICES_END_MS: u64 = 1_000;
 const SERVICES_END_PAUSE: Duration = Duration::from_millis(5);
 
+/// Apps are run's affair, slots are store's.
+fn is_allowed(from: &str, request: &InitRequest) -> bool {
+    match request {
+        InitRequest::SpawnShim { .. } | InitRequest::KillShim { .. } | InitRequest::Shims => from == RUN,
+        InitRequest::OpenSlot | InitRequest::InstallSlot { .. } => from == STORE,
+    }
+}
+
+fn not_booted() -> Fault {
+    Fault::new(Reason::Unsupported, "a hosted node has no slots")
+}
+
 impl Init {
     pub(super) fn answer(&mut self, call: IncomingCall) {
+        let mut handed = Vec::new();
         let reply = match call.decode::<InitCall>() {
-            Ok(request) => self.do_as_asked(&request),
+            Ok(request) if is_allowed(call.from(), &request) => self.do_as_asked(&request, &mut handed),
+            Ok(_) => Err(Fault::new(Reason::Internal, format!("this is not for {}", call.from()))),
             Err(error) => {
                 log::error(format_args!("unreadable call of {}: {error}", call.from()));
                 return;
             }
         };
         // An asker that is gone asks again.
-        let _ = call.reply::<InitCall>(&reply, &[]);
+        let handed: Vec<BorrowedFd<'_>> = handed.iter().map(AsFd::as_fd).collect();
+        let _ = call.reply::<InitCall>(&reply, &handed);
     }
 
-    fn do_as_asked(&mut self, request: &InitRequest) -> Result<InitReply, Fault> {
+    fn do_as_asked(&mut self, request: &InitRequest, handed: &mut Vec<File>) -> Result<InitReply, Fault> {
         match request {
+            InitRequest::OpenSlot => {
+                handed.extend(self.machine.as_mut().ok_or_else(not_booted)?.open_slot()?);
+                Ok(InitReply::Slot)
+            }
+            InitRequest::InstallSlot { version, root, kernel, kernel_at, kernel_bytes } => {
+                let written = Written {
+                    version: version.clone(),
+                    root: root.0,
+                    kernel_sha256: kernel.0,
+                    kernel_at: *kernel_at,
+                    kernel_bytes: *kernel_bytes,
+                };
+                self.machine.as_mut().ok_or_else(not_booted)?.install(&written)?;
+                Ok(InitReply::Done)
+            }
             InitRequest::SpawnShim { .. } if self.stopping.is_some() => {
                 Err(Fault::new(Reason::Internal, "the node is being stopped"))
             }

@@ -99,7 +99,7 @@ impl Run {
                 let live: BTreeSet<AppId> = shims.into_iter().map(|shim| shim.app).collect();
                 return self.input(Input::Live(live));
             }
-            Ok((Ok(InitReply::Done), _)) => "another answer".to_owned(),
+            Ok((Ok(InitReply::Done | InitReply::Slot), _)) => "another answer".to_owned(),
             Ok((Err(fault), _)) => fault.to_string(),
             Err(error) => error.to_string(),
         };

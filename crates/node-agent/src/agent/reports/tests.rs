@@ -15,8 +15,8 @@ use model::observed::{
 };
 use model::reason::{Fault, Reason};
 use model::status::{
-    ConfigApplied, ConfigItemStatus, ContentTreeStatus, NetworkInstanceStatus, NetworkKind, NetworkVifStatus,
-    VolumeStatus,
+    BaseOsStatus, ConfigApplied, ConfigItemStatus, ContentTreeStatus, NetworkInstanceStatus, NetworkKind,
+    NetworkVifStatus, UpdateState, UpdateStep, VolumeStatus,
 };
 use model::time::Wall;
 use uuid::Uuid;
@@ -137,7 +137,25 @@ fn link(name: &str, app: Option<AppId>) -> LinkMetrics {
     }
 }
 
-/// A node of which all is known that a hosted node can know.
+/// Of a box on which an update has failed.
+fn base_os() -> BaseOsStatus {
+    let slot = SoftwareStatus {
+        partition: "IMGB".into(),
+        partition_state: "unused".into(),
+        device: "/dev/vda4".into(),
+        version: "2.0".into(),
+        is_running: true,
+        state: SwState::Failed,
+        update: UpdateState::Failed,
+        step: UpdateStep::Verifying,
+        step_text: "bytes".into(),
+        progress_percent: 50,
+        fault: Some(Fault::new(Reason::UpdateRolledBack, "no")),
+    };
+    BaseOsStatus { slots: vec![slot], update_counter: 3, is_updating: true, is_testing: false }
+}
+
+/// A node of which all is known that a node can know.
 fn world() -> World {
     let app = AppId(id(1));
     let network = NetworkInstanceId(id(2));
@@ -194,6 +212,7 @@ fn world() -> World {
             },
         )]
         .into(),
+        base_os: Some(base_os()),
         blobs: vec![],
         applied: Some(ConfigApplied {
             version: "1".into(),

@@ -68,7 +68,7 @@ pub(in crate::fetch) fn answer(status: &str, headers: &str, body: &str) -> Strin
 fn request(base_url: String, object: FetchObject, offset: u64) -> ImageRequest {
     let registry = RegistrySource { base_url, credentials: None, ca_pem: Vec::new() };
     let source = ContentSource { registry, repository: "team/app".into(), reference: "v1".into() };
-    ImageRequest { source, object, offset }
+    ImageRequest { source, object, offset, length: None }
 }
 
 fn manifest() -> FetchObject {

@@ -4,7 +4,6 @@
 
 /// Reasons that several fields share.
 const LEGACY: &str = "legacy: current controllers read another field";
-const NO_BASE_OS: &str = "a hosted node is no operating system and updates none";
 const NO_REBOOT: &str = "a hosted node does not reboot its host and is not told why others do";
 const NO_RADIO: &str = "no radio is driven";
 const NO_PROXY: &str = "proxies of ports are not supported";
@@ -64,7 +63,7 @@ pub(super) const INFO: &[Rows] = &[
             ("hardware_watchdog_present", T),
             ("reboot_inprogress", NO_REBOOT),
             ("capabilities", T),
-            ("baseos_update_counter", NO_BASE_OS),
+            ("baseos_update_counter", T),
             ("state", T),
             ("local_profile", "no local profile server is asked"),
             ("maintenance_mode_reasons", T),
@@ -145,17 +144,17 @@ pub(super) const INFO: &[Rows] = &[
             ("activated", T),
             // A hosted node has no slots. Controllers find the version that runs by the active one.
             ("partitionLabel", T),
-            ("partitionDevice", NO_BASE_OS),
+            ("partitionDevice", T),
             ("partitionState", T),
             ("status", T),
             ("shortVersion", T),
             ("longVersion", T),
-            ("swErr", NO_BASE_OS),
-            ("downloadProgress", NO_BASE_OS),
-            ("userStatus", NO_BASE_OS),
-            ("subStatusStr", NO_BASE_OS),
-            ("subStatus", NO_BASE_OS),
-            ("subStatusProgress", NO_BASE_OS),
+            ("swErr", T),
+            ("downloadProgress", T),
+            ("userStatus", T),
+            ("subStatusStr", T),
+            ("subStatus", T),
+            ("subStatusProgress", T),
         ],
     ),
     (
