@@ -48,6 +48,8 @@ pub const BOX: &[Program] = &[
     ("veritysetup", "cryptsetup-bin"),
     ("fsck.vfat", "dosfstools"),
     ("openssl", "openssl"),
+    ("mke2fs", "e2fsprogs"),
+    ("xorriso", "xorriso"),
 ];
 
 #[cfg(target_arch = "aarch64")]
