@@ -51,6 +51,8 @@ pub const BOX: &[Program] = &[
     ("veritysetup", "cryptsetup-bin"),
     ("fsck.vfat", "dosfstools"),
     ("openssl", "openssl"),
+    ("mke2fs", "e2fsprogs"),
+    ("xorriso", "xorriso"),
 ];
 
 #[cfg(target_arch = "aarch64")]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::Subcommand;
 use mkimage::build::{Release, Signing, TestKeys};
-use mkimage::run::Tpm;
+use mkimage::run::{Medium, Tpm};
 
 use crate::{DONE, FAILED};
 
@@ -17,7 +17,7 @@ const TIME_VARIABLE: &str = "SOURCE_DATE_EPOCH";
 pub(crate) enum ImageCommand {
     /// Choose the newest version of every package of a recipe, from the signed index of its archive
     Lock(LockArgs),
-    /// Build the disk, kernel image, update file and bill of materials of a node
+    /// Build the disk, installation medium, kernel image, update file and bill of materials of a node
     Build(BuildArgs),
     /// Write an onboarding bundle into the CONFIG partition of a disk
     Bundle(BundleArgs),
@@ -95,7 +95,7 @@ pub(crate) struct BuildArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct BundleArgs {
-    /// Raw disk, from image build
+    /// Raw disk or installation medium, from image build
     #[arg(value_name = "IMAGE")]
     image: PathBuf,
     /// Bundle, from node bundle
@@ -125,9 +125,15 @@ pub(crate) struct PackArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RunArgs {
-    /// Raw disk or qcow2; it stays as it is
+    /// Raw disk, qcow2, or installation medium (.iso) beside an empty disk; it stays as it is
     #[arg(value_name = "IMAGE")]
     image: PathBuf,
+    /// The medium is a USB stick instead of a CD
+    #[arg(long)]
+    usb: bool,
+    /// One more disk (raw or .qcow2), which is written to; may be repeated
+    #[arg(long = "add-disk", value_name = "FILE")]
+    more_disks: Vec<PathBuf>,
     /// What the box keeps: its disk, the firmware's variables; default: beside the image, with the end .box
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
@@ -252,6 +258,8 @@ fn boot(args: RunArgs) -> anyhow::Result<u8> {
     let machine = mkimage::run::Machine {
         state: args.state.unwrap_or_else(|| args.image.with_extension("box")),
         image: args.image,
+        medium: if args.usb { Medium::Usb } else { Medium::Cd },
+        more_disks: args.more_disks,
         disk_gib: args.disk,
         memory_mib: args.memory,
         cpus: args.cpus,

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{Seek as _, SeekFrom, Write as _};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use disk::entry::{self, Entry, is_version};
 use disk::gpt::{Partition, Table, Write};
-use disk::partitions::{self, Architecture};
+use disk::partitions::{self, Architecture, NAME_CONFIG};
 use disk::update;
 use disk::verity::hex;
 use serde_json::json;
@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use crate::fat::{self, Window};
 use crate::lock::{Lock, Package};
+use crate::medium::{self, Medium};
 use crate::modules::Modules;
 use crate::pe::{self, Section};
 use crate::recipe::{Recipe, triplet};
@@ -32,8 +33,8 @@ use crate::{cpio, deb, fetch, pcr, step};
 /// Where our programs lie in a root.
 pub const PROGRAMS: &str = "usr/lib/selvedge";
 const INIT: &str = "selvedge-init";
-const SECTOR: u32 = 512;
-const MIB: u64 = 1 << 20;
+pub(crate) const SECTOR: u32 = 512;
+pub(crate) const MIB: u64 = 1 << 20;
 /// Format of the description beside an image.
 const FORMAT: u32 = 1;
 /// Highest level that costs no more memory to unpack than the kernel is used to.
@@ -101,6 +102,10 @@ struct Parts<'a> {
     uki: Vec<u8>,
     loader: Vec<u8>,
     release: Option<ReleaseKey>,
+    /// What becomes the ESP, without the zeros behind it.
+    esp: Vec<u8>,
+    /// The kernel image that installs.
+    installer: Vec<u8>,
 }
 
 pub fn build(order: &Order) -> anyhow::Result<Made> {
@@ -144,6 +149,7 @@ pub fn build(order: &Order) -> anyhow::Result<Made> {
         tree.file(&format!("{PROGRAMS}/{name}"), content.clone(), true);
     }
     let os_release = os_release(&recipe, &order.version, arch);
+    tree.file(partitions::LAYOUT, recipe.partitions.line().into_bytes(), false);
     tree.file("usr/lib/os-release", os_release.clone().into_bytes(), false);
     if let Some(release) = &release {
         tree.file(RELEASE_KEY, release.public_text().into_bytes(), false);
@@ -172,18 +178,29 @@ pub fn build(order: &Order) -> anyhow::Result<Made> {
         Architecture::Arm64 => ("systemd-bootaa64.efi", "linuxaa64.efi.stub"),
     };
     let efi = |name: &str| boot.content(&format!("usr/lib/systemd/boot/efi/{name}"));
-    let uki = uki(&recipe, arch, &efi(stub)?, &kernel, &initrd, &os_release, &root)?;
-    let mut parts = Parts { order, recipe: &recipe, root, uki, loader: efi(loader)?.to_vec(), release };
-    if let Some(signing) = &order.signing {
-        step(format_args!("signing"));
-        parts.uki = sign(&parts.uki, signing, &tools, work.path())?;
-        parts.loader = sign(&parts.loader, signing, &tools, work.path())?;
-    }
-    let slot = Content::of(&parts.uki, &parts.root, arch, &order.version).manifest.slot();
+    let stub = efi(stub)?;
+    let common = Uki {
+        recipe: &recipe,
+        architecture: arch,
+        stub: &stub,
+        kernel: &kernel,
+        initrd: &initrd,
+        os_release: &os_release,
+    };
+    let image = |root: &Root, more: &[String]| {
+        signed(&common.image(root, more)?, order.signing.as_ref(), &tools, work.path())
+    };
+    let uki = image(&root, &[])?;
+    let loader = signed(&efi(loader)?, order.signing.as_ref(), &tools, work.path())?;
+    let slot = Content::of(&uki, &root, arch, &order.version).manifest.slot();
     check_room("root and kernel image", slot.data_bytes as usize, recipe.partitions.root)?;
     check_room("their hash trees", slot.tree_bytes as usize, recipe.partitions.root_verity)?;
     // three of them, and the boot loader
-    check_room("three kernel images", parts.uki.len() * 3 + parts.loader.len(), recipe.partitions.esp)?;
+    check_room("three kernel images", uki.len() * 3 + loader.len(), recipe.partitions.esp)?;
+    let (esp, installer) = (Vec::new(), Vec::new());
+    let mut parts = Parts { order, recipe: &recipe, root, uki, loader, release, esp, installer };
+    parts.esp = parts.make_esp()?;
+    parts.installer = image(&parts.root, &parts.medium().words())?;
 
     step(format_args!("disk"));
     let ours: Vec<Program> = programs
@@ -282,40 +299,50 @@ fn initrd(
     Ok(zstd::encode_all(cpio::archive(&tree).as_slice(), INITRD_LEVEL)?)
 }
 
-fn uki(
-    recipe: &Recipe,
-    arch: Architecture,
-    stub: &[u8],
-    kernel: &Tree,
-    initrd: &[u8],
-    os_release: &str,
-    root: &Root,
-) -> anyhow::Result<Vec<u8>> {
-    let (path, _) = kernel
-        .matching("boot/")
-        .find(|(path, _)| path.starts_with("boot/vmlinuz-"))
-        .context("the kernel package has no kernel")?;
-    let version = path.trim_start_matches("boot/vmlinuz-").to_owned();
-    let image = kernel.content(path)?;
-    let (_, console) = recipe.kernel_of(arch)?;
-    let consoles = console.split_whitespace().map(|one| format!("console={one}"));
-    let own = [
-        format!("selvedge.roothash={}", hex(&root.verity.hash)),
-        format!("selvedge.rootblocks={}", root.verity.data_blocks),
-    ];
-    let words: Vec<String> =
-        own.into_iter().chain(consoles).chain(recipe.kernel.command_line.iter().cloned()).collect();
-    let command_line = words.join(" ");
-    // The kernel comes last: unpacking itself in place it takes more memory than the file has.
-    let linux = Section { name: ".linux", content: &image, memory_bytes: pe::memory_bytes(&image)? };
-    let sections = [
-        Section::new(".osrel", os_release.as_bytes()),
-        Section::new(".cmdline", command_line.as_bytes()),
-        Section::new(".uname", version.as_bytes()),
-        Section::new(".initrd", initrd),
-        linux,
-    ];
-    pe::append(stub, &sections).context("systemd's stub")
+/// What all kernel images of one build have in common.
+struct Uki<'a> {
+    recipe: &'a Recipe,
+    architecture: Architecture,
+    stub: &'a [u8],
+    kernel: &'a Tree,
+    initrd: &'a [u8],
+    os_release: &'a str,
+}
+
+impl Uki<'_> {
+    /// The image that starts this root, with more words on its command line.
+    fn image(&self, root: &Root, more: &[String]) -> anyhow::Result<Vec<u8>> {
+        let Uki { recipe, architecture, stub, kernel, initrd, os_release } = *self;
+        let (path, _) = kernel
+            .matching("boot/")
+            .find(|(path, _)| path.starts_with("boot/vmlinuz-"))
+            .context("the kernel package has no kernel")?;
+        let version = path.trim_start_matches("boot/vmlinuz-").to_owned();
+        let image = kernel.content(path)?;
+        let (_, console) = recipe.kernel_of(architecture)?;
+        let consoles = console.split_whitespace().map(|one| format!("console={one}"));
+        let own = [
+            format!("selvedge.roothash={}", hex(&root.verity.hash)),
+            format!("selvedge.rootblocks={}", root.verity.data_blocks),
+        ];
+        let words: Vec<String> = own
+            .into_iter()
+            .chain(more.iter().cloned())
+            .chain(consoles)
+            .chain(recipe.kernel.command_line.iter().cloned())
+            .collect();
+        let command_line = words.join(" ");
+        // The kernel comes last: unpacking itself in place it takes more memory than the file has.
+        let linux = Section { name: ".linux", content: &image, memory_bytes: pe::memory_bytes(&image)? };
+        let sections = [
+            Section::new(".osrel", os_release.as_bytes()),
+            Section::new(".cmdline", command_line.as_bytes()),
+            Section::new(".uname", version.as_bytes()),
+            Section::new(".initrd", initrd),
+            linux,
+        ];
+        pe::append(stub, &sections).context("systemd's stub")
+    }
 }
 
 fn check_key(files: &[&PathBuf], test_keys: TestKeys) -> anyhow::Result<()> {
@@ -332,7 +359,9 @@ fn check_key(files: &[&PathBuf], test_keys: TestKeys) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn sign(image: &[u8], signing: &Signing, tools: &Tools, work: &Path) -> anyhow::Result<Vec<u8>> {
+/// As it is where nobody signs.
+fn signed(image: &[u8], signing: Option<&Signing>, tools: &Tools, work: &Path) -> anyhow::Result<Vec<u8>> {
+    let Some(signing) = signing else { return Ok(image.to_vec()) };
     let (plain, signed) = (work.join("unsigned"), work.join("signed"));
     fs::write(&plain, image)?;
     let mut command = tools.command("usr/bin/sbsign");
@@ -362,6 +391,7 @@ impl Parts<'_> {
         fs::write(dir.join("uki"), &self.uki)?;
         self.disk(&dir.join("raw"))?;
         self.update(&dir.join("update"))?;
+        self.medium().write(&dir.join("iso"), &self.installer)?;
         fs::write(dir.join("sbom"), format!("{}\n", serde_json::to_string_pretty(sbom)?))?;
         let description = json!({
             "format": FORMAT,
@@ -388,41 +418,36 @@ impl Parts<'_> {
         Ok(())
     }
 
+    fn medium(&self) -> Medium<'_> {
+        Medium {
+            architecture: self.order.architecture,
+            root: &self.root,
+            new_esp: &self.esp,
+            config_mib: self.recipe.partitions.config,
+        }
+    }
+
+    /// The ESP as a file system of its whole size; only its beginning is used.
+    fn make_esp(&self) -> anyhow::Result<Vec<u8>> {
+        let bytes = u64::from(self.recipe.partitions.esp) * MIB;
+        let mut file = tempfile::tempfile_in(&self.order.out)?;
+        file.set_len(bytes)?;
+        let volume = fat::Volume::for_firmware("ESP", self.volume_number("ESP"));
+        fat::make(Window::new(&file, 0, bytes), volume, &self.esp_files())?;
+        let mut content = Vec::new();
+        file.seek(SeekFrom::Start(0))?;
+        file.read_to_end(&mut content)?;
+        let used = content.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        content.truncate(used.next_multiple_of(MIB as usize));
+        Ok(content)
+    }
+
     /// The disk of a node as it leaves the factory: one slot, an empty CONFIG, no P3.
     fn disk(&self, path: &Path) -> anyhow::Result<()> {
-        let sizes = self.recipe.partitions;
-        let total_mib = [
-            sizes.esp,
-            sizes.root,
-            sizes.root_verity,
-            sizes.root,
-            sizes.root_verity,
-            sizes.config,
-            sizes.reserved,
-        ];
-        // before the first and behind the last: the table
-        let bytes = (total_mib.iter().map(|mib| u64::from(*mib)).sum::<u64>() + 2) * MIB;
-        let mut table = Table::new(self.id("disk"), SECTOR, bytes / u64::from(SECTOR));
-        let arch = self.order.architecture;
-        let (root_id, tree_id) = partitions::ids_of_root(&self.root.verity.hash);
-        let mut add = |number, mib: u32, partition| {
-            table.append(number, u64::from(mib) * MIB / u64::from(SECTOR), partition)
-        };
-        add(partitions::NUMBER_ESP, sizes.esp, self.partition(partitions::ESP, "ESP"))?;
-        for (slot, ((root, tree), (root_name, tree_name))) in
-            partitions::NUMBERS_SLOTS.into_iter().zip(partitions::NAMES_SLOTS).enumerate()
-        {
-            let mut root_partition = self.partition(arch.root(), root_name);
-            let mut tree_partition = self.partition(arch.root_verity(), tree_name);
-            if slot == 0 {
-                (root_partition.id, tree_partition.id) = (root_id, tree_id);
-            }
-            add(root, sizes.root, root_partition)?;
-            add(tree, sizes.root_verity, tree_partition)?;
-        }
-        let config = self.partition(partitions::CONFIG, partitions::NAME_CONFIG);
-        add(partitions::NUMBER_CONFIG, sizes.config, config)?;
-        add(partitions::NUMBER_RESERVED, sizes.reserved, self.partition(partitions::RESERVED, "reserved"))?;
+        let layout = self.recipe.partitions;
+        let bytes = layout.mib() * MIB;
+        let (arch, hash) = (self.order.architecture, &self.root.verity.hash);
+        let table = layout.table(arch, hash, (SECTOR, bytes / u64::from(SECTOR)), |name| self.id(name))?;
         let file = File::options().read(true).write(true).create_new(true).open(path)?;
         file.set_len(bytes)?;
         write_table(&file, &table)?;
@@ -433,16 +458,10 @@ impl Parts<'_> {
         write_at(&file, offset(&table, slot) + layout.kernel_at, &content.kernel)?;
         write_at(&file, offset(&table, tree), &self.root.tree)?;
         write_at(&file, offset(&table, tree) + layout.kernel_tree_at, &content.kernel_tree)?;
-        fat::make(
-            window(&file, &table, partitions::NUMBER_ESP),
-            "ESP",
-            self.volume_number("ESP"),
-            &self.esp_files(),
-        )?;
+        write_at(&file, offset(&table, partitions::NUMBER_ESP), &self.esp)?;
         fat::make(
             window(&file, &table, partitions::NUMBER_CONFIG),
-            "CONFIG",
-            self.volume_number("CONFIG"),
+            fat::Volume::for_any_disk(NAME_CONFIG, self.volume_number("CONFIG")),
             &[],
         )?;
         file.sync_all()?;
@@ -454,10 +473,7 @@ impl Parts<'_> {
     }
 
     fn esp_files(&self) -> Vec<(String, Vec<u8>)> {
-        let removable = match self.order.architecture {
-            Architecture::Amd64 => "EFI/BOOT/BOOTX64.EFI",
-            Architecture::Arm64 => "EFI/BOOT/BOOTAA64.EFI",
-        };
+        let removable = medium::removable(self.order.architecture);
         let settings = format!("timeout {}\neditor no\nauto-entries no\n", self.recipe.boot.timeout_s);
         let uki = format!("{}/{}", entry::DIRECTORY, Entry::fresh(&self.order.version).file_name());
         vec![
@@ -499,16 +515,16 @@ impl Parts<'_> {
     }
 }
 
-fn offset(table: &Table, number: u32) -> u64 {
+pub(crate) fn offset(table: &Table, number: u32) -> u64 {
     table.partitions.get(&number).map_or(0, |partition| partition.first * u64::from(SECTOR))
 }
 
-fn window<'f>(file: &'f File, table: &Table, number: u32) -> Window<'f> {
+pub(crate) fn window<'f>(file: &'f File, table: &Table, number: u32) -> Window<'f> {
     let sectors = table.partitions.get(&number).map_or(0, Partition::sectors);
     Window::new(file, offset(table, number), sectors * u64::from(SECTOR))
 }
 
-fn write_table(file: &File, table: &Table) -> anyhow::Result<()> {
+pub(crate) fn write_table(file: &File, table: &Table) -> anyhow::Result<()> {
     for write in table.writes() {
         if let Write::At { offset, bytes } = write {
             write_at(file, offset, &bytes)?;
@@ -517,7 +533,7 @@ fn write_table(file: &File, table: &Table) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn write_at(mut file: &File, at: u64, bytes: &[u8]) -> anyhow::Result<()> {
+pub(crate) fn write_at(mut file: &File, at: u64, bytes: &[u8]) -> anyhow::Result<()> {
     file.seek(SeekFrom::Start(at))?;
     Ok(file.write_all(bytes)?)
 }
@@ -528,6 +544,7 @@ fn finish(name: &str, work: &Path, out: &Path, root_hash: String) -> anyhow::Res
     for (kind, file) in [
         ("raw", format!("{name}.raw")),
         ("qcow2", format!("{name}.qcow2")),
+        ("iso", format!("{name}.iso")),
         ("uki", format!("{name}.efi")),
         ("update", format!("{name}.update")),
         ("sbom", format!("{name}.spdx.json")),

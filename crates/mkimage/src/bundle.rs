@@ -42,7 +42,7 @@ pub fn write(image: &Path, bundle: &Path) -> anyhow::Result<usize> {
     // equal bundles give equal images
     let all: Vec<u8> = files.iter().flat_map(|(name, content)| [name.as_bytes(), content].concat()).collect();
     let number = u32::from_str_radix(&sha256(&all)[..8], 16)?;
-    fat::make(window, NAME_CONFIG, number, &files)?;
+    fat::make(window, fat::Volume::for_any_disk(NAME_CONFIG, number), &files)?;
     file.sync_all()?;
     Ok(files.len())
 }

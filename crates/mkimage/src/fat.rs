@@ -81,20 +81,41 @@ impl Seek for Window<'_> {
     }
 }
 
+/// How a file system is called, and its own sectors: no smaller than those of any disk that it may lie on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Volume<'a> {
+    pub(crate) label: &'a str,
+    pub(crate) number: u32,
+    pub(crate) sector_bytes: u16,
+}
+
+impl<'a> Volume<'a> {
+    /// One that firmware reads: as it is used to.
+    pub(crate) fn for_firmware(label: &'a str, number: u32) -> Volume<'a> {
+        Volume { label, number, sector_bytes: 512 }
+    }
+
+    /// One that only Linux reads, also from a CD and from disks with large sectors.
+    pub(crate) fn for_any_disk(label: &'a str, number: u32) -> Volume<'a> {
+        Volume { label, number, sector_bytes: 4096 }
+    }
+}
+
 /// Makes a file system with these files; paths with slashes, directories are made.
 pub(crate) fn make(
     window: Window<'_>,
-    label: &str,
-    number: u32,
+    volume: Volume<'_>,
     files: &[(String, Vec<u8>)],
 ) -> anyhow::Result<()> {
+    let Volume { label, number, sector_bytes } = volume;
     let mut window = window;
     let mut name = [b' '; 11];
     for (place, byte) in name.iter_mut().zip(label.bytes()) {
         *place = byte;
     }
     let whole = Window { file: window.file, start: window.start, bytes: window.bytes, at: 0 };
-    let options = fatfs::FormatVolumeOptions::new().volume_label(name).volume_id(number);
+    let options =
+        fatfs::FormatVolumeOptions::new().volume_label(name).volume_id(number).bytes_per_sector(sector_bytes);
     fatfs::format_volume(&mut window, options).with_context(|| format!("making the file system {label}"))?;
     let options = fatfs::FsOptions::new().update_accessed_date(false).time_provider(&FirstDay);
     let system = fatfs::FileSystem::new(window, options)?;
@@ -209,17 +230,19 @@ mod tests {
 
     #[test]
     fn files_are_found_again_and_two_are_alike() {
-        let make_one = || {
+        let make_one = |volume: Volume<'_>| {
             let file = tempfile::tempfile().unwrap();
             file.set_len(17 << 20).unwrap();
             let files = [("EFI/Linux/selvedge_1.0+3.efi".to_owned(), vec![7; 10_000])];
-            make(Window::new(&file, 1 << 20, 16 << 20), "CONFIG", 5, &files).unwrap();
+            make(Window::new(&file, 1 << 20, 16 << 20), volume, &files).unwrap();
             let mut bytes = Vec::new();
             (&file).seek(SeekFrom::Start(0)).unwrap();
             (&file).read_to_end(&mut bytes).unwrap();
             (file, bytes)
         };
-        let ((file, bytes), (_, again)) = (make_one(), make_one());
+        make_one(Volume::for_any_disk("CONFIG", 5));
+        let volume = Volume::for_firmware("ESP", 5);
+        let ((file, bytes), (_, again)) = (make_one(volume), make_one(volume));
         assert!(bytes == again && bytes[..1 << 20].iter().all(|byte| *byte == 0));
         let system =
             fatfs::FileSystem::new(Window::new(&file, 1 << 20, 16 << 20), fatfs::FsOptions::new()).unwrap();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use disk::partitions::Architecture;
+use disk::partitions::{Architecture, Layout};
 use serde::Deserialize;
 
 pub const FORMAT: u32 = 1;
@@ -31,7 +31,8 @@ pub struct Recipe {
     pub directories: Vec<String>,
     /// Packages with programs that build the image; never inside it.
     pub tools: Vec<String>,
-    pub partitions: Partitions,
+    #[serde(with = "Partitions")]
+    pub partitions: Layout,
 }
 
 /// Where packages come from.
@@ -89,13 +90,13 @@ pub struct File {
 
 /// MiB each.
 #[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Partitions {
-    pub esp: u32,
-    pub root: u32,
-    pub root_verity: u32,
-    pub config: u32,
-    pub reserved: u32,
+#[serde(deny_unknown_fields, remote = "Layout")]
+struct Partitions {
+    esp: u32,
+    root: u32,
+    root_verity: u32,
+    config: u32,
+    reserved: u32,
 }
 
 impl Recipe {

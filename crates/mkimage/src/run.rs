@@ -26,10 +26,17 @@ const FIRMWARE: &[(&str, &str)] = &[
 const SECURE_FIRMWARE: &[&str] =
     &["/usr/share/OVMF/OVMF_CODE_4M.secboot.fd", "/usr/share/edk2/x64/OVMF_CODE.secboot.4m.fd"];
 
+/// End of the name of an installation medium.
+const MEDIUM: &str = "iso";
+
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct Machine {
     pub image: PathBuf,
+    /// How an installation medium (.iso) is put in. Beside it the box has an empty disk.
+    pub medium: Medium,
+    /// More disks, written to as they are.
+    pub more_disks: Vec<PathBuf>,
     /// Directory for the disk, the firmware's variables and the TPM: what the box keeps. The image itself stays as it is.
     pub state: PathBuf,
     pub disk_gib: u32,
@@ -50,6 +57,12 @@ pub struct Machine {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Medium {
+    Cd,
+    Usb,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tpm {
     None,
     /// By swtpm, where it is installed.
@@ -64,10 +77,14 @@ pub fn command(machine: &Machine) -> anyhow::Result<Command> {
     fs::create_dir_all(&machine.state).with_context(|| format!("cannot make {}", machine.state.display()))?;
     let state = fs::canonicalize(&machine.state)?;
     let (disk, kept) = (state.join("disk.qcow2"), state.join("variables.fd"));
+    let is_medium = image.extension().is_some_and(|end| end == MEDIUM);
     if !disk.exists() {
-        let format = if image.extension().is_some_and(|end| end == "qcow2") { "qcow2" } else { "raw" };
         let mut create = Command::new("qemu-img");
-        create.args(["create", "-q", "-f", "qcow2", "-F", format, "-b"]).arg(&image).arg(&disk);
+        create.args(["create", "-q", "-f", "qcow2"]);
+        if !is_medium {
+            create.args(["-F", format(&image), "-b"]).arg(&image);
+        }
+        create.arg(&disk);
         crate::tools::run(create.arg(format!("{}G", machine.disk_gib)), "qemu-img")?;
     }
     if !kept.exists() {
@@ -97,6 +114,18 @@ pub fn command(machine: &Machine) -> anyhow::Result<Command> {
         .args(["-drive", &format!("if=virtio,format=qcow2,discard=unmap,file={}", disk.display())])
         .args(["-nic", &format!("user,model=virtio-net-pci{forward}")])
         .args(["-device", "i6300esb", "-action", "watchdog=reset"]);
+    if is_medium {
+        command
+            .args(["-drive", &format!("if=none,id=medium,format=raw,readonly=on,file={}", image.display())]);
+        match machine.medium {
+            Medium::Cd => command.args(["-device", "ide-cd,drive=medium"]),
+            Medium::Usb => command.args(["-device", "qemu-xhci", "-device", "usb-storage,drive=medium"]),
+        };
+    }
+    for path in &machine.more_disks {
+        let what = format!("if=virtio,format={},file={}", format(path), path.display());
+        command.args(["-drive", &what]);
+    }
     match &machine.serial {
         Some(path) => command.args(["-serial", &format!("file:{}", path.display())]),
         None => command.args(["-serial", "stdio"]),
@@ -114,6 +143,11 @@ pub fn command(machine: &Machine) -> anyhow::Result<Command> {
         command.arg("-no-reboot");
     }
     Ok(command)
+}
+
+/// As QEMU calls it.
+fn format(disk: &Path) -> &'static str {
+    if disk.extension().is_some_and(|end| end == "qcow2") { "qcow2" } else { "raw" }
 }
 
 /// The firmware and its first variables.

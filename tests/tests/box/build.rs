@@ -62,6 +62,13 @@ fn two_builds_are_identical_and_the_tools_of_others_find_no_fault() {
         &tree
     }))
     .unwrap();
+    let iso = one.file("iso");
+    let verified = run(Command::new("sgdisk").arg("-v").arg(&iso)).unwrap();
+    assert!(verified.contains("No problems found"), "{verified}");
+    let mut xorriso = Command::new("xorriso");
+    xorriso.arg("-indev").arg(&iso).args(["-report_el_torito", "plain", "-find", "/"]);
+    let seen = run(&mut xorriso).unwrap();
+    assert!(seen.contains("UEFI") && seen.contains("'/README.TXT'"), "{seen}");
     // the update file has the same root and hash tree
     let update = one.file("update");
     cut(&update, 1, &data);

@@ -4,6 +4,7 @@
 
 mod boot;
 mod build;
+mod install;
 mod power;
 mod referee;
 mod secure_boot;

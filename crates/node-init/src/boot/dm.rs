@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The device mapper: one read-only device, checked by dm-verity block by block as it is read.
+//! The device mapper: the root, checked by dm-verity block by block as it is read, and parts of a disk that the kernel shows no
+//! partitions of.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
 
 use rustix::io::Errno;
 
@@ -23,24 +23,46 @@ const fn request(number: libc::c_ulong) -> libc::c_ulong {
     (3 << 30) | ((HEAD_BYTES as libc::c_ulong) << 16) | (0xfd << 8) | number
 }
 
-/// Makes the device and gives its path.
-pub(super) fn verity(name: &str, data_blocks: u64, parameters: &str) -> Result<PathBuf, BootError> {
+/// What a device is made of: one line of its table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target<'a> {
+    pub(super) kind: &'a str,
+    pub(super) sectors: u64,
+    pub(super) parameters: &'a str,
+    pub(super) access: Access,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    ReadOnly,
+    ReadWrite,
+}
+
+/// The device of a root that is checked as it is read.
+pub(super) fn verity(name: &str, data_blocks: u64, parameters: &str) -> Result<String, BootError> {
+    let sectors = data_blocks * disk::verity::BLOCK_BYTES as u64 / SECTOR;
+    make(name, Target { kind: "verity", sectors, parameters, access: Access::ReadOnly })
+}
+
+/// Makes a device and gives the kernel's name of it.
+pub(super) fn make(name: &str, what: Target<'_>) -> Result<String, BootError> {
     let control = File::options().read(true).write(true).open(CONTROL).map_err(at("cannot open", CONTROL))?;
     let failed = |what: &'static str| move |source| BootError::Call { what, source };
-    let created = ask(&control, CREATE, name, 0, &[]).map_err(failed("making the device of the root"))?;
-    let sectors = data_blocks * disk::verity::BLOCK_BYTES as u64 / SECTOR;
+    let created =
+        ask(&control, CREATE, name, 0, &[]).map_err(failed("making a device of the device mapper"))?;
     let mut target = vec![0; SPEC_BYTES];
-    target[8..16].copy_from_slice(&sectors.to_ne_bytes());
-    target[24..30].copy_from_slice(b"verity");
-    target.extend_from_slice(parameters.as_bytes());
+    target[8..16].copy_from_slice(&what.sectors.to_ne_bytes());
+    target[24..24 + what.kind.len()].copy_from_slice(what.kind.as_bytes());
+    target.extend_from_slice(what.parameters.as_bytes());
     target.resize((target.len() + 1).next_multiple_of(8), 0);
     let length = target.len() as u32;
     target[20..24].copy_from_slice(&length.to_ne_bytes());
-    ask(&control, LOAD, name, READ_ONLY, &target).map_err(failed("loading the hash tree of the root"))?;
-    ask(&control, SUSPEND, name, 0, &[]).map_err(failed("starting the device of the root"))?;
+    let flags = if what.access == Access::ReadOnly { READ_ONLY } else { 0 };
+    ask(&control, LOAD, name, flags, &target).map_err(failed("loading the table of a device"))?;
+    ask(&control, SUSPEND, name, 0, &[]).map_err(failed("starting a device"))?;
     // the kernel's own form of a device number: minor bits on both sides of the major ones
     let minor = (created & 0xff) | ((created >> 12) & 0xfff00);
-    Ok(PathBuf::from(format!("/dev/dm-{minor}")))
+    Ok(format!("dm-{minor}"))
 }
 
 /// One request; `target` is a table of one line. Gives the number of the device.

@@ -11,6 +11,7 @@
 mod dm;
 mod first;
 mod glob;
+mod install;
 mod ioctl;
 mod machine;
 pub mod modules;
@@ -45,6 +46,8 @@ pub enum BootError {
     CommandLine(&'static str),
     #[error("no disk has the root {hash}: looked at {looked}")]
     NoRoot { hash: String, looked: String },
+    #[error("{0} carry the same disk, and it cannot be told which one was started: take all but one away")]
+    SameDisks(String),
     #[error("partition table of {disk}: {what}")]
     Table { disk: String, what: String },
     #[error("module {0}")]

@@ -8,17 +8,18 @@ use std::path::{Path, PathBuf};
 use disk::partitions::CONFIG;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
+use super::dm::Access;
 use super::machine::{self, Ending, Machine};
 use super::modules::{DIRECTORY, Modules};
 use super::storage::{Disk, device};
-use super::{BootError, at, call, first, ioctl, persist};
+use super::{BootError, at, call, first, install, ioctl, persist};
 use crate::args::Options;
 use crate::supervise;
 
 /// The first argument of this stage; the second is the disk.
 pub(super) const ARGUMENT: &str = "--booted";
-const CONFIG_MOUNT: &str = "/run/config";
-const MEDIUM: &str = "/run/medium";
+pub(super) const CONFIG_MOUNT: &str = "/run/config";
+pub(super) const MEDIUM: &str = "/run/medium";
 const SELVEDGE_RUN: &str = "/run/selvedge";
 /// A bundle is a dozen small files.
 const CONFIG_FILES_MAX: usize = 64;
@@ -37,13 +38,16 @@ pub(super) fn run(arguments: &[String]) -> Result<Ending, BootError> {
     modules.load_always();
     modules.load_for_devices();
     let mut disk = Disk::open(disk_name)?;
+    let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    if let Some(order) = install::ordered(&line) {
+        return Ok(install::run(&disk, &order, &mut modules));
+    }
     if let Err(error) = config(&disk) {
         // without one the box has nobody to ask; it says so and runs what it has
         eprintln!("selvedge: CONFIG cannot be read: {}", supervise::chain(&error));
     }
     persist::open(&mut disk)?;
     let server = fs::read_to_string(Path::new(CONFIG_MOUNT).join("server")).unwrap_or_default();
-    let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let root = first::root_of(&line)?;
     let options = Options {
         config: CONFIG_MOUNT.into(),
@@ -81,11 +85,11 @@ fn mounts() -> Result<(), BootError> {
 }
 
 /// Copies CONFIG into memory, where nothing can change it. The partition is left alone afterwards.
-fn config(disk: &Disk) -> Result<(), BootError> {
+pub(super) fn config(disk: &Disk) -> Result<(), BootError> {
     let number = disk.table.partitions.iter().find(|(_, p)| p.kind == CONFIG).map(|(number, _)| *number);
-    let node = number
-        .and_then(|number| disk.partition(number))
+    let number = number
         .ok_or_else(|| BootError::Table { disk: disk.name.clone(), what: "there is no CONFIG".into() })?;
+    let node = disk.part(number, Access::ReadOnly)?;
     let quiet = MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
     let memory = c"mode=0700,size=20m";
     mount("config", CONFIG_MOUNT, "tmpfs", quiet, Some(memory))
