@@ -110,20 +110,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.input || all {
         whole("bad_input", args)?;
     }
-    // The referees wait most of the time, the fuzzer never does; the guest has but one processor, and so has a box.
-    let fuzzer = all.then(|| Beside::start("fuzz")).transpose()?;
+    // The referees wait most of the time, the guest has but one processor, and the fuzzer takes what is left.
+    let beside = if all { vec![Beside::start("guest", 5)?, Beside::start("fuzz", 10)?] } else { Vec::new() };
     if args.referees || all {
         whole("referee", args)?;
     }
-    fuzzer.map_or(Ok(()), Beside::end)?;
-    let guest = all.then(|| Beside::start("guest")).transpose()?;
+    beside.into_iter().try_for_each(Beside::end)?;
     if args.guest {
         guest::run(args.filter.as_deref())?;
     }
+    // Not part of the plain run: what boots and onboards a box there is the demo.
     if args.boxes {
         whole("box", args)?;
     }
-    guest.map_or(Ok(()), Beside::end)?;
     if args.fuzz {
         fuzz::run(args.filter.as_deref(), args.long)?;
     }

@@ -8,9 +8,6 @@ use anyhow::{Context as _, bail};
 use tests::command::{self, Background};
 use tests::progress::step;
 
-/// It yields to what we wait for.
-const NICE: &str = "5";
-
 pub(super) struct Beside {
     part: &'static str,
     process: Background,
@@ -19,15 +16,15 @@ pub(super) struct Beside {
 }
 
 impl Beside {
-    /// Starts `cargo xtask test --PART`. It dies with us.
-    pub(super) fn start(part: &'static str) -> anyhow::Result<Beside> {
+    /// Starts `cargo xtask test --PART`, which yields by so much (see nice(1)) to what is waited for. It dies with us.
+    pub(super) fn start(part: &'static str, yields: u8) -> anyhow::Result<Beside> {
         let dir = tests::lab::target_dir()?.join("lab");
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let log = dir.join(format!("{part}.log"));
         let _ = std::fs::remove_file(&log);
         step(format_args!("beside what follows: {part}"));
         let mut command = command::mortal("nice");
-        command.args(["-n", NICE]);
+        command.args(["-n", &yields.to_string()]);
         command.arg(std::env::current_exe()?).arg("test").arg(format!("--{part}"));
         let process = Background::start(part, &log, &mut command)?;
         Ok(Beside { part, process, log, started: Instant::now() })
