@@ -4,6 +4,7 @@
 
 mod boot;
 mod build;
+mod foreign;
 mod power;
 mod secure_boot;
 mod slots;
