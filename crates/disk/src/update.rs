@@ -321,6 +321,22 @@ mod tests {
         assert_eq!(Manifest::parse(b"selvedge-update 7\n"), Err(UpdateError::Format(7)));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
+            let _ = Manifest::parse(&bytes);
+        }
+
+        #[test]
+        fn a_changed_manifest_is_refused_or_says_what_was_signed(at in 0_usize..400, byte in proptest::num::u8::ANY) {
+            let mut bytes = manifest().to_bytes(None);
+            bytes[at] = byte;
+            if let Ok(read) = Manifest::parse(&bytes) {
+                proptest::prop_assert!(bytes.starts_with(read.signed.as_bytes()));
+            }
+        }
+    }
+
     #[test]
     fn partitions_of_another_size_or_order_are_refused() {
         let partition = |(number, bytes): (u32, u64)| {

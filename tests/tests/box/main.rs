@@ -4,6 +4,7 @@
 
 mod boot;
 mod build;
+mod foreign;
 mod install;
 mod power;
 mod referee;

@@ -63,16 +63,18 @@ impl BaseOsPlanner {
         wanted: &BTreeSet<AppId>,
         now: MonoMs,
     ) -> Option<MonoMs> {
-        let is_ready = topics.is_synced::<topics::SlotsObserved>()
-            && topics.is_synced::<topics::UpdateObserved>()
+        let is_known =
+            topics.is_synced::<topics::SlotsObserved>() && topics.is_synced::<topics::NodeObserved>();
+        let is_complete = topics.is_synced::<topics::UpdateObserved>()
             && topics.is_synced::<topics::AgentObserved>()
-            && topics.is_synced::<topics::AppObserved>()
-            && topics.is_synced::<topics::NodeObserved>();
-        if !is_ready {
+            && topics.is_synced::<topics::AppObserved>();
+        let slots = topics.get::<topics::SlotsObserved>("");
+        let is_on_trial = slots.as_ref().is_some_and(|slots| slots.own().tries.is_some());
+        // a version on trial is judged also when a service is never there; nothing else is decided before all is
+        if !is_known || !(is_complete || is_on_trial) {
             return None;
         }
         let config = topics.get::<topics::Config>("");
-        let slots = topics.get::<topics::SlotsObserved>("");
         let update = topics.get::<topics::UpdateObserved>("");
         let agent = topics.get::<topics::AgentObserved>("");
         let apps = topics.all::<topics::AppObserved>().into_values();

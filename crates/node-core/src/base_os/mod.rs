@@ -40,6 +40,8 @@ use crate::items::{self, Items};
 const UNORDERED_TEST_S: u32 = 30;
 /// A version that is neither good nor bad after so many windows goes from one to the other, and is bad.
 const WINDOWS_MAX: u64 = 4;
+/// The controller hears of a restart before it comes.
+const RESTART_AFTER_S: u64 = 5;
 /// The controller was there before a restart when it answered within so many seconds.
 const RECENT_CONTACT_S: u64 = 600;
 
@@ -98,6 +100,8 @@ pub struct Watch {
     pub began: Option<MonoMs>,
     pub well_since: Option<MonoMs>,
     pub unwell_since: Option<MonoMs>,
+    /// Since when a restart into another version is told.
+    pub restart_since: Option<MonoMs>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -152,6 +156,7 @@ pub fn plan(inputs: Inputs<'_>, memory: &Memory, watch: &Watch) -> Plan {
         if order.version == slots.own().version {
             plan.memory.update_counter = order.retry_counter;
         } else if !is_failed && !items.is_maintenance {
+            plan.watch.restart_since = watch.restart_since;
             refused = carry_out(inputs, slots, (config, order), &mut plan).err().or(refused);
         }
     }
@@ -297,6 +302,7 @@ fn carry_out(
     plan.update = Some(wanted);
     if !(is_installed && order.is_active && slots.other().version == order.version) {
         plan.memory.trial = None;
+        plan.watch.restart_since = None;
         return Ok(());
     }
     let had_controller = inputs
@@ -311,7 +317,12 @@ fn carry_out(
         apps: inputs.running.clone(),
         verdict: None,
     });
-    plan.boot.start_into = Some(trial.version.clone());
+    let at = plan.watch.restart_since.get_or_insert(inputs.now).plus_s(RESTART_AFTER_S);
+    if inputs.now >= at {
+        plan.boot.start_into = Some(trial.version.clone());
+    } else {
+        plan.deadline = Some(at);
+    }
     Ok(())
 }
 

@@ -33,22 +33,22 @@ pub(super) fn slots(
         out.push(if index == usize::from(slots.running.min(1)) {
             own(slot, status)
         } else {
-            other(
-                slot,
-                status,
-                order.filter(|order| order.version != slots.own().version),
-                update,
-                refused,
-                plan,
-            )
+            let order = order.filter(|order| order.version != slots.own().version);
+            other(slot, status, Seen { slots, order, update, refused, plan })
         });
     }
     BaseOsStatus {
         slots: out,
         update_counter: plan.memory.update_counter,
-        is_updating: plan.boot.start_into.is_some(),
+        is_updating: starting(slots, plan).is_some(),
         is_testing: slots.own().tries.is_some(),
     }
+}
+
+/// The version that the box is about to start into.
+fn starting<'p>(slots: &SlotsObserved, plan: &'p Plan) -> Option<&'p str> {
+    let trial = plan.memory.trial.as_ref().filter(|_| slots.own().tries.is_none())?;
+    Some(&trial.version)
 }
 
 fn own(slot: &SlotObserved, status: SoftwareStatus) -> SoftwareStatus {
@@ -66,14 +66,18 @@ fn own(slot: &SlotObserved, status: SoftwareStatus) -> SoftwareStatus {
     }
 }
 
-fn other(
-    slot: &SlotObserved,
-    status: SoftwareStatus,
-    order: Option<&BaseOs>,
-    update: Option<&UpdateObserved>,
-    refused: Option<&Fault>,
-    plan: &Plan,
-) -> SoftwareStatus {
+/// What the slot that does not run is told by.
+#[derive(Clone, Copy)]
+struct Seen<'a> {
+    slots: &'a SlotsObserved,
+    order: Option<&'a BaseOs>,
+    update: Option<&'a UpdateObserved>,
+    refused: Option<&'a Fault>,
+    plan: &'a Plan,
+}
+
+fn other(slot: &SlotObserved, status: SoftwareStatus, seen: Seen<'_>) -> SoftwareStatus {
+    let Seen { slots, order, update, refused, plan } = seen;
     let state = if slot.version.is_empty() { SwState::Initial } else { SwState::Installed };
     let base = SoftwareStatus { partition_state: "unused".into(), state, ..status };
     let failed = plan.memory.failed.as_ref();
@@ -96,7 +100,7 @@ fn other(
         return SoftwareStatus { update, fault: refused.cloned(), ..base };
     };
     let base = SoftwareStatus { version: order.version.clone(), ..base };
-    if let Some(version) = &plan.boot.start_into {
+    if let Some(version) = starting(slots, plan) {
         return SoftwareStatus {
             partition_state: "updating".into(),
             state: SwState::Installed,

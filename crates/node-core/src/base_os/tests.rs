@@ -142,6 +142,8 @@ fn other(plan: &Plan, world: &World) -> model::status::SoftwareStatus {
 fn on_trial() -> World {
     let mut world = World::new();
     world.store_says(UpdateProgress::Installed, None);
+    world.plan();
+    world.pass(RESTART_AFTER_S);
     assert_eq!(world.plan().boot.start_into.as_deref(), Some("2.0"));
     world.restart_into_new();
     world
@@ -164,6 +166,14 @@ fn an_ordered_version_is_installed_started_tested_and_stays() {
     assert!(slot.step_text.contains("no release key"));
     assert_eq!(plan.content.unwrap().state, SwState::Downloading);
     world.store_says(UpdateProgress::Installed, None);
+    let plan = world.plan();
+    // it is told before it comes
+    assert_eq!(
+        (plan.boot.start_into.as_ref(), plan.deadline),
+        (None, Some(world.now.plus_s(RESTART_AFTER_S)))
+    );
+    assert!(plan.status.unwrap().is_updating);
+    world.pass(RESTART_AFTER_S);
     let plan = world.plan();
     assert_eq!(plan.boot.start_into.as_deref(), Some("2.0"));
     assert_eq!(
@@ -286,6 +296,8 @@ fn without_activate_a_version_waits_in_its_slot_and_the_running_one_is_never_ord
     let plan = world.plan();
     assert_eq!((&plan.boot.start_into, other(&plan, &world).update), (&None, UpdateState::Downloaded));
     world.order().is_active = true;
+    world.plan();
+    world.pass(RESTART_AFTER_S);
     assert_eq!(world.plan().boot.start_into.as_deref(), Some("2.0"));
     // the order is taken back before the restart
     world.order().version = "1.0".into();

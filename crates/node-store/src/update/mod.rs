@@ -23,7 +23,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use disk::gpt::{Table, Write};
 use disk::partitions::Architecture;
@@ -49,6 +49,8 @@ const GAP_BLOCKS: u64 = 8;
 const RANGE_BLOCKS: u64 = 4096;
 /// Manifests of images are small.
 const MANIFEST_LIMIT: u64 = 4 << 20;
+/// What came longer ago than this is not lost with the power.
+const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 /// Blocks read at once.
 const READ_BLOCKS: usize = 64;
 
@@ -317,9 +319,14 @@ impl Work<'_, '_> {
             let mut writer = Writer { slot: self.slot, region, next: first, held: Vec::new() };
             let at = region.far + first * BLOCK_BYTES as u64;
             let (mut done, mut told) = (self.done, self.told);
+            let mut synced = Instant::now();
             let (install, total) = (self.install, self.total);
             remote.read(at, count * BLOCK_BYTES as u64, &mut |bytes| {
                 writer.take(bytes)?;
+                if synced.elapsed() >= SYNC_INTERVAL {
+                    self.slot.root.sync_data().map_err(disk("sync the slot"))?;
+                    synced = Instant::now();
+                }
                 done += bytes.len() as u64;
                 tell(install, &mut told, done.min(total), total);
                 Ok(())
