@@ -8,6 +8,7 @@
 // the tests of a file that is shared with cli
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod boxes;
 mod disk;
 mod documents;
 mod eve;
@@ -44,6 +45,8 @@ macro_rules! groups {
 }
 
 groups! {
+    BOX "box": "look" boxes::look, "names" boxes::names, "table" boxes::table, "tree" boxes::tree,
+        "variables" boxes::variables;
     DISK "disk": "catalog" disk::catalog, "log-ring" disk::log_ring, "planner" disk::planner, "saved" disk::saved,
         "segments" disk::segments;
     DOCUMENTS "documents": "intent" documents::intent, "words" documents::words, "yaml" documents::yaml;

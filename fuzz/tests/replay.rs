@@ -101,6 +101,7 @@ macro_rules! replays {
 
 replays! {
     files_of_our_own_hold DISK,
+    disks_of_strangers_and_the_firmware_hold BOX,
     what_comes_over_networks_holds NET,
     documents_hold DOCUMENTS,
     configs_and_reports_hold EVE_CONFIG,

@@ -55,12 +55,13 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
             "controller-core",
         ],
     ),
-    ("tests", &["model", "ipc"]),
+    ("tests", &["model", "ipc", "disk"]),
     ("attacker", &["model", "ipc", "service", "node-run"]),
     (
         "fuzz",
         &[
             "model",
+            "disk",
             "trust",
             "eve-api",
             "oci",

@@ -5,6 +5,7 @@
 //! hold nothing at all is called empty: what nobody here knows by name is data too.
 
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 
 use crate::gpt::Write;
 
@@ -66,16 +67,20 @@ pub fn look(untrusted_first: &[u8], untrusted_last: &[u8]) -> Content {
     Content::Data("data of an unknown kind".to_string())
 }
 
-/// The steps of writing a table, the first sector apart: it replaces the mark of the unfinished, and makes the disk one that
-/// a firmware starts.
-pub fn first_sector_last(writes: alloc::vec::Vec<Write>) -> (alloc::vec::Vec<Write>, alloc::vec::Vec<Write>) {
-    writes.into_iter().partition(|write| !matches!(write, Write::At { offset: 0, .. }))
+/// The steps of writing a table with the first sector behind all others and a flush between: it replaces the mark of the
+/// unfinished, and makes the disk one that a firmware starts.
+pub fn first_sector_last(writes: Vec<Write>) -> Vec<Write> {
+    let is_first_sector = |write: &Write| matches!(write, Write::At { offset: 0, .. });
+    let (first, mut ordered): (Vec<Write>, Vec<Write>) = writes.into_iter().partition(is_first_sector);
+    ordered.push(Write::Flush);
+    ordered.extend(first);
+    ordered.push(Write::Flush);
+    ordered
 }
 
 #[cfg(test)]
 mod tests {
     use alloc::vec;
-    use alloc::vec::Vec;
 
     use proptest::prelude::*;
 
@@ -110,6 +115,21 @@ mod tests {
         last[at..at + 8].copy_from_slice(b"EFI PART");
         let Content::Data(name) = look(&blank(), &last) else { panic!("not seen") };
         assert!(name.contains("second copy"), "{name}");
+    }
+
+    #[test]
+    fn the_first_sector_is_written_when_all_else_is_kept() {
+        let table = crate::gpt::Table::new(uuid::Uuid::nil(), 512, 20_000);
+        let places: Vec<Option<u64>> = first_sector_last(table.writes())
+            .iter()
+            .map(|write| match write {
+                Write::At { offset, .. } => Some(*offset),
+                Write::Flush => None,
+            })
+            .collect();
+        assert!(places.ends_with(&[None, Some(0), None]), "{places:?}");
+        assert_eq!(places.iter().filter(|place| **place == Some(0)).count(), 1);
+        assert!(places.contains(&Some(512)) && places.contains(&Some(1024)));
     }
 
     proptest! {

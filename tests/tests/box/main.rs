@@ -4,6 +4,7 @@
 
 mod boot;
 mod build;
+mod cuts;
 mod foreign;
 mod install;
 mod power;

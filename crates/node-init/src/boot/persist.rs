@@ -51,13 +51,20 @@ pub(super) fn open(disk: &mut Disk) -> Result<(), BootError> {
     let bytes =
         disk.table.partitions.get(&number).map_or(0, Partition::sectors) * u64::from(disk.table.sector_bytes);
     let mounted = File::open(MOUNT).map_err(at("cannot open", MOUNT))?;
+    let before = blocks(&mounted);
     match resize_ext4(&mounted, bytes / BLOCK) {
+        Ok(()) if blocks(&mounted) > before => eprintln!("selvedge: P3 has grown to {} MiB", bytes >> 20),
         // as large already
         Ok(()) | Err(rustix::io::Errno::INVAL) => {}
         // it goes on with the size it has
         Err(error) => eprintln!("selvedge: P3 cannot be made larger: {error}"),
     }
     Ok(())
+}
+
+/// Of the mounted file system; 0 where it does not say.
+fn blocks(mounted: &File) -> u64 {
+    rustix::fs::fstatvfs(mounted).map_or(0, |says| says.f_blocks)
 }
 
 /// The number of P3, which is put into the table where there is none, and made as large as the disk allows.

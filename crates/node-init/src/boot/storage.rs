@@ -77,9 +77,9 @@ impl Disk {
         Some(found.file_name()?.to_str()?.to_owned())
     }
 
-    /// The kernel's name of a partition; where the kernel shows none, of a device made for it.
+    /// The kernel's name of a partition; where the kernel shows none, of a device made for it, now or before.
     pub(super) fn part(&self, wanted: u32, access: Access) -> Result<String, BootError> {
-        if let Some(name) = self.partition(wanted) {
+        if let Some(name) = self.partition(wanted).or_else(|| made(&self.mapped_name(wanted))) {
             return Ok(name);
         }
         self.mapped(wanted, access)
@@ -97,7 +97,11 @@ impl Disk {
         let parameters = format!("{disk} {}", partition.first * per);
         let target =
             Target { kind: "linear", sectors: partition.sectors() * per, parameters: &parameters, access };
-        dm::make(&format!("{}-{wanted}", self.name), target)
+        dm::make(&self.mapped_name(wanted), target)
+    }
+
+    fn mapped_name(&self, wanted: u32) -> String {
+        format!("{}-{wanted}", self.name)
     }
 
     pub(super) fn file(&self) -> Result<File, BootError> {
@@ -125,6 +129,15 @@ pub(super) fn perform(writes: Vec<Write>, file: &File, name: &str) -> Result<(),
 
 pub(super) fn device(name: &str) -> PathBuf {
     Path::new("/dev").join(name)
+}
+
+/// The device of the device mapper that has this name.
+fn made(name: &str) -> Option<String> {
+    let entries = fs::read_dir(CLASS).into_iter().flatten().flatten();
+    let is_it =
+        |path: &PathBuf| fs::read_to_string(path.join("dm/name")).is_ok_and(|text| text.trim() == name);
+    let found = entries.map(|entry| entry.path()).find(is_it)?;
+    Some(found.file_name()?.to_str()?.to_owned())
 }
 
 /// `major:minor` of a disk, a partition, a device made of others.

@@ -127,11 +127,7 @@ pub(super) fn write(
     config(&disk, options)?;
     file.sync_all().map_err(failed())?;
 
-    let (first_sector, others) = first_sector_last(disk.table.writes());
-    storage::perform(others, &file, &disk.name)?;
-    file.sync_all().map_err(failed())?;
-    storage::perform(first_sector, &file, &disk.name)?;
-    file.sync_all().map_err(failed())?;
+    storage::perform(first_sector_last(disk.table.writes()), &file, &disk.name)?;
     Ok(disk.table)
 }
 
