@@ -87,7 +87,7 @@ fn a_foreign_controller_orders_a_version_and_is_told_in_the_words_of_eve() {
     machine.wait_line("version 2.0 on", BOOT).unwrap();
     wait(&[&slot("partitionState=inprogress"), &slot("subStatus=UPDATE_TESTING"), &slot("shortVersion=2.0")]);
     machine.wait_line("this version is good: selvedge_2.0.efi", BOOT).unwrap();
-    wait(&[&slot("userStatus=UPDATED"), "request.dinfo.baseosUpdateCounter=1"]);
+    wait(&[&slot("userStatus=UPDATED"), "request.dinfo.baseos_update_counter=1"]);
     let events = fs::read_to_string(state.join("events.jsonl")).unwrap();
     let is_bad = |line: &&str| {
         let event: Value = serde_json::from_str(line).unwrap();
