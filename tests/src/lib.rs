@@ -21,6 +21,7 @@ pub mod probe;
 pub mod progress;
 pub mod referee;
 pub mod registry;
+pub mod replay;
 pub mod tls;
 pub mod toolbox;
 pub mod truth;

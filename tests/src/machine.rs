@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A box: an image of ours under QEMU, as `selvedge image` builds and runs it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
 use crate::command::{Background, run};
 use crate::http;
-use crate::lab::{Controller, Place};
+use crate::lab::{Controller, Place, fingerprint};
 use crate::progress::{step, wait_for};
 
 /// How the host looks from inside, through QEMU's own network.
@@ -36,6 +38,24 @@ impl Image {
         let mut command = Command::new(place.program("selvedge"));
         command.args(["image", "build"]).arg(recipe).arg("--out").arg(dir).args(arguments);
         run(command.env("SELVEDGE_IMAGE_CACHE", place.cache.join("image")))?;
+        Ok(Image { dir: dir.to_owned() })
+    }
+
+    /// One that several tests start from, built once in a run; each gets a copy of its own.
+    pub fn shared(place: &Place, dir: &Path, arguments: &[&str]) -> anyhow::Result<Image> {
+        static BUILT: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+        let name = fingerprint(&arguments);
+        let common = place.dir.with_file_name("box-images").join(name);
+        {
+            let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+            if !built.contains(&common) {
+                run(Command::new("rm").arg("-rf").arg(&common))?;
+                Image::build(place, &common, arguments)?;
+                built.insert(common.clone());
+            }
+        }
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        run(Command::new("cp").args(["-r", "--sparse=always"]).arg(common.join(".")).arg(dir))?;
         Ok(Image { dir: dir.to_owned() })
     }
 
@@ -191,7 +211,7 @@ impl Machine {
 pub fn prepared(place: &Place, arguments: &[&str]) -> anyhow::Result<(Controller, Image)> {
     let layout = crate::image::web_server(&place.cache)?;
     step("building an image");
-    let image = Image::build(place, &place.dir.join("image"), arguments)?;
+    let image = Image::shared(place, &place.dir.join("image"), arguments)?;
     step("starting the controller");
     let controller = controller(place)?;
     image.with_bundle(place, &controller)?;

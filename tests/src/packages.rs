@@ -50,6 +50,7 @@ pub const BOX: &[Program] = &[
     ("openssl", "openssl"),
     ("mke2fs", "e2fsprogs"),
     ("xorriso", "xorriso"),
+    ("qemu-storage-daemon", "qemu-system-common"),
 ];
 
 #[cfg(target_arch = "aarch64")]

@@ -108,7 +108,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     // Not part of the plain run yet, for the same reason.
     if args.boxes {
         packages::ensure(packages::BOX)?;
-        whole("box", args)?;
+        // each boots machines of one or two processors: two at once keep this machine busy
+        whole_at_once("box", "2", args)?;
     }
     if args.fuzz || all {
         fuzz::run(args.filter.as_deref(), args.long)?;
@@ -154,9 +155,14 @@ fn rooms(args: &Args) -> anyhow::Result<()> {
 
 /// Whole-system tests whose file has this name.
 fn whole(file: &str, args: &Args) -> anyhow::Result<()> {
+    whole_at_once(file, "1", args)
+}
+
+/// The same with so many at once, each in a laboratory of its own.
+fn whole_at_once(file: &str, at_once: &str, args: &Args) -> anyhow::Result<()> {
     step(format_args!("whole-system tests: {file}"));
     for executable in executables(&["--package", "tests", "--test", file])? {
-        let mut arguments = vec!["--ignored", "--test-threads", "1", "--nocapture"];
+        let mut arguments = vec!["--ignored", "--test-threads", at_once, "--nocapture"];
         if !Path::new(CGROUP_V2).exists() {
             arguments.extend(["--skip", "cgroup_v2"]);
         }

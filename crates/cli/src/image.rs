@@ -118,6 +118,9 @@ pub(crate) struct RunArgs {
     /// One more disk (raw or .qcow2), which is written to; may be repeated
     #[arg(long = "add-disk", value_name = "FILE")]
     more_disks: Vec<PathBuf>,
+    /// Record all that is written to the box's disk, in the format of dm-log-writes
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
     /// What the box keeps: its disk, the firmware's variables; default: beside the image, with the end .box
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
@@ -233,6 +236,7 @@ fn boot(args: RunArgs) -> anyhow::Result<u8> {
         image: args.image,
         medium: if args.usb { Medium::Usb } else { Medium::Cd },
         more_disks: args.more_disks,
+        record: args.record,
         disk_gib: args.disk,
         memory_mib: args.memory,
         cpus: args.cpus,

@@ -181,6 +181,9 @@ pub fn build(order: &Order) -> anyhow::Result<Made> {
     parts.esp = parts.make_esp()?;
     parts.installer = image(&parts.root, &parts.medium().words())?;
 
+    let of_root = parts.root.data.len() + parts.root.tree.len();
+    // each in the disk, the medium, the update and the qcow2
+    check_space(&order.out, 4 * (of_root + parts.esp.len()) + 2 * parts.installer.len())?;
     step(format_args!("disk"));
     let ours: Vec<Program> = programs
         .iter()
@@ -347,6 +350,17 @@ fn signed(image: &[u8], signing: Option<&Signing>, tools: &Tools, work: &Path) -
     command.arg("--key").arg(&signing.key).arg("--cert").arg(&signing.certificate);
     tools::run(command.arg("--output").arg(&signed).arg(&plain), "sbsign")?;
     Ok(fs::read(&signed)?)
+}
+
+/// Before anything is written: a disk that is full in the middle of it helps nobody.
+pub(crate) fn check_space(dir: &Path, needed: usize) -> anyhow::Result<()> {
+    let says =
+        rustix::fs::statvfs(dir).with_context(|| format!("asking for the room in {}", dir.display()))?;
+    let (free, needed) = (says.f_bavail.saturating_mul(says.f_frsize), needed as u64);
+    if free < needed {
+        bail!("{} has {} MiB free, {} are needed", dir.display(), free / MIB, needed.div_ceil(MIB));
+    }
+    Ok(())
 }
 
 fn check_room(what: &str, bytes: usize, partition_mib: u32) -> anyhow::Result<()> {

@@ -26,6 +26,8 @@ pub(crate) fn make(tree: &Tree, time: i64, tools: &Tools, work: &Path) -> anyhow
     let (tar, image) = (work.join("root.tar"), work.join("root.erofs"));
     let packed = tree.to_tar(time)?;
     let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, sha256(&packed).as_bytes());
+    // itself, and what it becomes
+    crate::build::check_space(work, 2 * packed.len())?;
     fs::write(&tar, &packed).with_context(|| format!("cannot write {}", tar.display()))?;
     let mut command = tools.command("usr/bin/mkfs.erofs");
     command

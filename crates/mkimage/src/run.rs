@@ -37,6 +37,8 @@ pub struct Machine {
     pub medium: Medium,
     /// More disks, written to as they are.
     pub more_disks: Vec<PathBuf>,
+    /// All that is written to the box's disk, in order, in the format of dm-log-writes.
+    pub record: Option<PathBuf>,
     /// Directory for the disk, the firmware's variables and the TPM: what the box keeps. The image itself stays as it is.
     pub state: PathBuf,
     pub disk_gib: u32,
@@ -111,7 +113,7 @@ pub fn command(machine: &Machine) -> anyhow::Result<Command> {
         .args(["-nodefaults", "-display", "none", "-vga", "std", "-device", "virtio-rng-pci"])
         .args(["-drive", &format!("if=pflash,format=raw,unit=0,readonly=on,file={code}")])
         .args(["-drive", &format!("if=pflash,format=raw,unit=1,file={}", kept.display())])
-        .args(["-drive", &format!("if=virtio,format=qcow2,discard=unmap,file={}", disk.display())])
+        .args(["-drive", &disk_of(machine, &disk)?])
         .args(["-nic", &format!("user,model=virtio-net-pci{forward}")])
         .args(["-device", "i6300esb", "-action", "watchdog=reset"]);
     if is_medium {
@@ -143,6 +145,19 @@ pub fn command(machine: &Machine) -> anyhow::Result<Command> {
         command.arg("-no-reboot");
     }
     Ok(command)
+}
+
+/// The disk of the box, as QEMU is told of it.
+fn disk_of(machine: &Machine, disk: &Path) -> anyhow::Result<String> {
+    let Some(record) = &machine.record else {
+        return Ok(format!("if=virtio,format=qcow2,discard=unmap,file={}", disk.display()));
+    };
+    fs::File::create(record).with_context(|| format!("cannot make {}", record.display()))?;
+    Ok(format!(
+        "if=virtio,driver=blklogwrites,log.driver=file,log.filename={},file.driver=qcow2,file.file.driver=file,file.file.filename={}",
+        record.display(),
+        disk.display()
+    ))
 }
 
 /// As QEMU calls it.

@@ -40,7 +40,7 @@ fn cut(image: &Path, number: u32, into: &Path) {
 #[ignore = "builds images"]
 fn two_builds_are_identical_and_the_tools_of_others_find_no_fault() {
     let place = super::place("box-build");
-    let one = Image::build(&place, &place.dir.join("one"), &[]).unwrap();
+    let one = Image::shared(&place, &place.dir.join("one"), &[]).unwrap();
     // at another time, elsewhere, with the tools unpacked anew
     run(Command::new("rm").arg("-rf").arg(place.cache.join("image/tools"))).unwrap();
     std::thread::sleep(std::time::Duration::from_secs(2));
@@ -118,6 +118,18 @@ fn what_cannot_be_built_is_said_before_anything_is_written() {
     assert!(said.contains("do not fit into a partition of 1 MiB"), "{said}");
     let said = refused("unbuilt", &text, &lock, Some("/nowhere"));
     assert!(said.contains("cannot read our program /nowhere/selvedge-init: build it first"), "{said}");
+    let said = refused("format", &changed("format: 1", "format: 2"), &lock, None);
+    assert!(said.contains("format 2 is not known"), "{said}");
+    let said = refused("outside", &changed("[usr/sbin/mke2fs", "[../mke2fs"), &lock, None);
+    assert!(said.contains("\"../mke2fs\" is not relative to the root"), "{said}");
+    let said = refused("module", &changed("- dm_verity", "- dm_virtue"), &lock, None);
+    assert!(said.contains("modules of the initrd") && said.contains("dm_virtue"), "{said}");
+    let small = place.dir.join("full/out");
+    fs::create_dir_all(&small).unwrap();
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "full"]).arg(&small)).unwrap();
+    let said = refused("full", &text, &lock, None);
+    run(Command::new("umount").arg(&small)).unwrap();
+    assert!(said.contains("MiB free,") && said.contains("are needed"), "{said}");
     let sum = lock.lines().find(|line| line.starts_with("sha256")).unwrap();
     let said =
         refused("sum", &text, &lock.replacen(sum, &format!("sha256 = \"{}\"", "0".repeat(64)), 1), None);

@@ -47,6 +47,15 @@ fn ends(path: &Path) -> (Vec<u8>, Vec<u8>) {
     (read(0), read(file.metadata().unwrap().len() - MIB))
 }
 
+/// Nothing of the file system's first superblock is left; the others are.
+fn damage_persist(disk: &Path) {
+    let text = run(Command::new("sgdisk").args(["-i", "9"]).arg(disk)).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("First sector:")).unwrap();
+    let first: u64 = line.split_whitespace().next().unwrap().parse().unwrap();
+    let file = File::options().write(true).open(disk).unwrap();
+    file.write_all_at(&[0; 4096], first * 512).unwrap();
+}
+
 fn new_box(place: &Place) {
     run(Command::new("rm").arg("-rf").arg(place.dir.join("box"))).unwrap();
 }
@@ -55,7 +64,7 @@ fn new_box(place: &Place) {
 #[ignore = "boots machines"]
 fn a_box_is_installed_from_a_medium_on_the_disk_it_may_take_and_on_no_other() {
     let place = super::place("box-install");
-    let image = Image::build(&place, &place.dir.join("image"), &[]).unwrap();
+    let image = Image::shared(&place, &place.dir.join("image"), &[]).unwrap();
     let controller = controller(&place).unwrap();
     controller.bundle(&place.dir.join("bundle")).unwrap();
 
@@ -92,13 +101,19 @@ fn a_box_is_installed_from_a_medium_on_the_disk_it_may_take_and_on_no_other() {
     let table = run(Command::new("sgdisk").arg("-v").arg(&empty)).unwrap();
     assert!(table.contains("No problems found"), "{table}");
 
-    step("that disk alone, in another box that knows nothing of it");
+    step("that disk alone, larger, P3 without its superblock, in another box that knows nothing of it");
     new_box(&place);
-    let mut machine = Machine::start(&place, &empty, &["--disk", "4"]).unwrap();
+    damage_persist(&empty);
+    let mut machine = Machine::start(&place, &empty, &["--disk", "5"]).unwrap();
     machine.wait_line("on vda", BOOT).unwrap();
+    machine.wait_line("P3 was mended", BOOT).unwrap();
+    machine.wait_line("P3 has grown to", BOOT).unwrap();
     machine.wait_line("services     9 of 9 ready", BOOT + Duration::from_secs(60)).unwrap();
     let devices = controller.cli(&["get", "devices", "-o", "yaml"]).unwrap();
     assert!(devices.contains("S-17"), "{devices}");
+    // it has kept who it is
+    assert_eq!(devices.matches("kind: Device\n").count(), 1, "{devices}");
+    assert!(!machine.console().contains("making the file system"), "P3 was made again");
     drop(machine);
     run(Command::new("rm").arg("-rf").arg(&place.dir)).unwrap();
 }

@@ -4,6 +4,7 @@
 
 mod boot;
 mod build;
+mod cuts;
 mod install;
 mod power;
 mod secure_boot;

@@ -19,7 +19,7 @@ const TREE: u64 = (513 + 512) * MIB;
 #[ignore = "boots machines"]
 fn a_flipped_byte_in_the_root_or_its_tree_never_runs() {
     let place = super::place("box-flipped");
-    let image = Image::build(&place, &place.dir.join("image"), &[]).unwrap();
+    let image = Image::shared(&place, &place.dir.join("image"), &[]).unwrap();
     let raw = image.file("raw");
     // the superblock of the file system; the highest block of the tree, behind its own superblock
     for (name, at) in [("root", ROOT + 1024 + 100), ("tree", TREE + 4096 + 5)] {
