@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipc::client::Topics;
 use ipc::topics::{self, Topic};
 use model::reason::Fault;
-use model::status::{ContentTreeStatus, SwState};
+use model::status::SwState;
+use model::time::MonoMs;
 use node_core::apps::{self, Desired, Memory, Observed, Plan, Status};
 use service::files::{Directory, Files};
 use service::{Event, Service, log};
@@ -34,13 +35,13 @@ pub enum PlannerError {
 /// Runs the process until init asks it to stop.
 pub fn run(mut service: Service) -> Result<(), PlannerError> {
     let dir = service.dirs().state.clone().ok_or(PlannerError::NoStateDir)?;
-    let mut base_os = BaseOsPlanner::load(Box::new(Directory::new(&dir)));
-    let (mut planner, dropped) = Planner::load(Box::new(Directory::new(dir)));
+    let files = || Box::new(Directory::new(&dir));
+    let (mut planner, dropped) = Planner::load(files(), files());
     if let Some(error) = dropped {
         log::warn(format_args!("planner state dropped, numbers and addresses are given anew: {error}"));
     }
     Planner::subscribe(&mut service);
-    BaseOsPlanner::subscribe(&mut service);
+    Planner::subscribe_for_versions(&mut service);
     let mut deadline = None;
     let mut awaited = Vec::new();
     // Why the last plan could not be saved.
@@ -52,16 +53,15 @@ pub fn run(mut service: Service) -> Result<(), PlannerError> {
             Event::Topics(_) | Event::Deadline => {}
             Event::Call(_) | Event::Channel(_) | Event::Worker(()) | Event::Readable(_) => continue,
         }
-        let wanted = planner.desired.apps.keys().copied().collect();
         let now = service.now().mono;
-        let again = base_os.round(&mut service, &wanted, now);
-        planner.update_file = base_os.content.clone();
+        let round = planner.round(&mut service, now);
+        let again = planner.deadline();
         deadline = again;
-        let (missing, failure) = match planner.round(&mut service) {
+        let (missing, failure) = match round {
             Round::Awaiting(missing) => (missing, None),
             Round::Planned => (Vec::new(), None),
             Round::NotSaved(fault) => {
-                let retry = service.now().mono.plus_ms(RETRY_MS);
+                let retry = now.plus_ms(RETRY_MS);
                 deadline = Some(again.map_or(retry, |again| again.min(retry)));
                 (Vec::new(), Some(fault))
             }
@@ -106,20 +106,20 @@ pub struct Planner {
     memory: Memory,
     desired: Desired,
     published: Published,
-    /// Of the content tree that is a version of the operating system.
-    update_file: Option<ContentTreeStatus>,
+    base_os: BaseOsPlanner,
 }
 
 impl Planner {
-    /// Reads what was not to be forgotten; and why it was, if it was.
-    pub fn load(files: Box<dyn Files>) -> (Planner, Option<StateError>) {
+    /// Reads what was not to be forgotten, of apps and of versions of the operating system; and why it was, if it was.
+    pub fn load(files: Box<dyn Files>, of_versions: Box<dyn Files>) -> (Planner, Option<StateError>) {
         let file = StateFile::new(files);
         let (state, dropped) = match file.load() {
             Ok(state) => (state, None),
             Err(error) => (Default::default(), Some(error)),
         };
         let (memory, desired) = state;
-        (Planner { file, memory, desired, published: Published::default(), update_file: None }, dropped)
+        let base_os = BaseOsPlanner::load(of_versions);
+        (Planner { file, memory, desired, published: Published::default(), base_os }, dropped)
     }
 
     pub fn subscribe(topics: &mut impl Topics) {
@@ -133,21 +133,34 @@ impl Planner {
         topics.subscribe::<topics::NodeObserved>();
     }
 
+    /// Also decide about versions of the operating system. Without this nothing is decided about them.
+    pub fn subscribe_for_versions(topics: &mut impl Topics) {
+        BaseOsPlanner::subscribe(topics);
+    }
+
+    /// When to decide again though nothing changed.
+    pub fn deadline(&self) -> Option<MonoMs> {
+        self.base_os.again
+    }
+
     /// Everything a decision depends on besides the topics, for the flight recorder.
     pub fn snapshot(&self) -> Vec<u8> {
         // Our own types have no failing parts.
-        postcard::to_allocvec(&(&self.memory, &self.desired, &self.published.0)).unwrap_or_default()
+        let versions = self.base_os.snapshot();
+        postcard::to_allocvec(&(&self.memory, &self.desired, &self.published.0, versions)).unwrap_or_default()
     }
 
     /// A planner as it was when it made this snapshot; `None` when it is none of this version.
-    pub fn restore(files: Box<dyn Files>, snapshot: &[u8]) -> Option<Planner> {
+    pub fn restore(files: Box<dyn Files>, of_versions: Box<dyn Files>, snapshot: &[u8]) -> Option<Planner> {
         type Keys = BTreeMap<String, BTreeSet<String>>;
-        let (memory, desired, keys): (Memory, Desired, Keys) = postcard::from_bytes(snapshot).ok()?;
+        let (memory, desired, keys, versions): (Memory, Desired, Keys, base_os::Snapshot) =
+            postcard::from_bytes(snapshot).ok()?;
         let topic =
             |name: &String| topics::ALL.iter().find(|(topic, _)| topic == name).map(|(topic, _)| *topic);
         let published = keys.into_iter().filter_map(|(name, keys)| Some((topic(&name)?, keys)));
         let published = Published(published.collect());
-        Some(Planner { file: StateFile::new(files), memory, desired, published, update_file: None })
+        let base_os = BaseOsPlanner::restore(of_versions, versions);
+        Some(Planner { file: StateFile::new(files), memory, desired, published, base_os })
     }
 
     /// What is not to be forgotten, and what was decided last.
@@ -156,7 +169,9 @@ impl Planner {
     }
 
     /// Decides anew from what the topics say now.
-    pub fn round(&mut self, topics: &mut impl Topics) -> Round {
+    pub fn round(&mut self, topics: &mut impl Topics, now: MonoMs) -> Round {
+        let wanted = self.desired.apps.keys().copied().collect();
+        self.base_os.round(topics, &wanted, now);
         let missing = missing_inputs(topics);
         if !missing.is_empty() {
             return Round::Awaiting(missing);
@@ -164,7 +179,7 @@ impl Planner {
         let Some(config) = topics.get::<topics::Config>("") else { return Round::Planned };
         let observed = observed(topics);
         let mut plan = apps::plan(&config, &observed, &self.memory, &self.desired);
-        if let Some(file) = &self.update_file {
+        if let Some(file) = &self.base_os.content {
             plan.status.content.entry(file.id).and_modify(|known| known.clone_from(file));
         }
         let is_news = plan.memory != self.memory || plan.desired != self.desired;

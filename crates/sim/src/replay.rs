@@ -118,7 +118,8 @@ impl PlannerLife {
     fn begin(state: &[u8]) -> Option<Box<PlannerLife>> {
         let mut topics = Spy::default();
         Planner::subscribe(&mut topics);
-        let planner = Planner::restore(Box::new(Nowhere), state)?;
+        Planner::subscribe_for_versions(&mut topics);
+        let planner = Planner::restore(Box::new(Nowhere), Box::new(Nowhere), state)?;
         Some(Box::new(PlannerLife { planner, topics, decision: None, is_blind: false }))
     }
 
@@ -151,7 +152,7 @@ impl PlannerLife {
                 self.compare(false, out);
                 if matches!(by, Wake::Topic(_) | Wake::Deadline) && !self.is_blind {
                     self.topics.said.clear();
-                    self.planner.round(&mut self.topics);
+                    self.planner.round(&mut self.topics, now.mono);
                     let made = std::mem::take(&mut self.topics.said);
                     self.decision = Some(Decision { at: *now, made, recorded: Vec::new() });
                 }

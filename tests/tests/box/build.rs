@@ -71,10 +71,10 @@ fn two_builds_are_identical_and_the_tools_of_others_find_no_fault() {
     assert!(seen.contains("UEFI") && seen.contains("'/README.TXT'"), "{seen}");
     // the update file has the same root and hash tree
     let update = one.file("update");
-    cut(&update, 1, &data);
-    cut(&update, 2, &tree);
+    cut(&update, disk::update::ROOT, &data);
+    cut(&update, disk::update::ROOT_TREE, &tree);
     run(Command::new("veritysetup").arg("verify").arg(&data).arg(&tree).arg(&hash)).unwrap();
-    cut(&update, 3, &data);
+    cut(&update, disk::update::KERNEL, &data);
     assert!(fs::read(&data).unwrap().starts_with(&fs::read(one.file("efi")).unwrap()));
     run(Command::new("rm").arg("-rf").arg(&place.dir)).unwrap();
 }

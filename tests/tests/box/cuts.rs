@@ -300,10 +300,9 @@ fn recorded_installation(place: &Place, image: &Image) -> Recording {
 
 #[test]
 #[ignore = "boots machines"]
-fn of_ten_thousand_power_cuts_none_leaves_a_disk_that_does_not_start() {
+fn of_the_power_cuts_of_an_installation_none_leaves_a_disk_that_does_not_start() {
     let place = super::place("box-cuts");
     let old = Image::shared(&place, &place.dir.join("old"), &[]).unwrap();
-    let new = Image::shared(&place, &place.dir.join("new"), &["--image-version", "2.0"]).unwrap();
 
     step("recording an installation and the first boot");
     let recording = recorded_installation(&place, &old);
@@ -311,7 +310,7 @@ fn of_ten_thousand_power_cuts_none_leaves_a_disk_that_does_not_start() {
     judge.may_be_unfinished = true;
     judge.persist_every = (CUTS / 2).div_ceil(CHECKS_OF_PERSIST);
     step(format_args!("{} steps; cutting", recording.steps.len()));
-    let mut cuts = play(&recording, None, CUTS / 2, &mut judge).unwrap();
+    let cuts = play(&recording, None, CUTS / 2, &mut judge).unwrap();
     step(format_args!("{cuts} cuts: {:?}", judge.counts));
     for what in ["unfinished, to be installed again", "P3 is begun again", "P3 was checked by e2fsck"] {
         assert!(judge.counts.contains_key(what), "no cut has shown: {what}");
@@ -320,7 +319,15 @@ fn of_ten_thousand_power_cuts_none_leaves_a_disk_that_does_not_start() {
     judge.persist_every = u64::MAX;
     let fault = play(&recording.without_flushes(), None, CUTS / 2, &mut judge).unwrap_err();
     step(format_args!("found: {fault:#}"));
+    run(Command::new("rm").arg("-rf").arg(&place.dir)).unwrap();
+}
 
+#[test]
+#[ignore = "takes minutes"]
+fn of_the_power_cuts_of_an_update_by_hand_none_leaves_a_disk_that_does_not_start() {
+    let place = super::place("box-cuts-update");
+    let old = Image::shared(&place, &place.dir.join("old"), &[]).unwrap();
+    let new = Image::shared(&place, &place.dir.join("new"), &["--image-version", "2.0"]).unwrap();
     step("recording an update into the idle slot");
     let (raw, base, log) = (old.file("raw"), place.dir.join("base.raw"), place.dir.join("update.log"));
     run(Command::new("cp").arg("--sparse=always").arg(&raw).arg(&base)).unwrap();
@@ -335,7 +342,7 @@ fn of_ten_thousand_power_cuts_none_leaves_a_disk_that_does_not_start() {
     let mut judge = Judge::new(&place, versions(), disk_bytes);
     let base = File::open(base).unwrap();
     step(format_args!("{} steps; cutting", recording.steps.len()));
-    cuts += play(&recording, Some(&base), CUTS / 2, &mut judge).unwrap();
+    let cuts = play(&recording, Some(&base), CUTS / 2, &mut judge).unwrap();
     let taken: Vec<&String> = judge.roots.values().collect();
     for version in &judge.versions {
         assert!(taken.contains(&&version.name), "no cut has shown {}: {taken:?}", version.name);
@@ -344,6 +351,5 @@ fn of_ten_thousand_power_cuts_none_leaves_a_disk_that_does_not_start() {
     let fault = play(&recording.without_flushes(), Some(&base), CUTS / 2, &mut judge).unwrap_err();
     step(format_args!("without flushes: {fault:#}"));
     step(format_args!("{cuts} cuts"));
-    assert!(cuts >= CUTS);
     run(Command::new("rm").arg("-rf").arg(&place.dir)).unwrap();
 }

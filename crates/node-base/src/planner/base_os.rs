@@ -35,8 +35,14 @@ pub(super) struct BaseOsPlanner {
     watch: Watch,
     /// What was published has been said once.
     is_synced: bool,
+    /// Status of the content tree that is a version of the operating system.
     pub(super) content: Option<ContentTreeStatus>,
+    /// When to decide again though nothing changed.
+    pub(super) again: Option<MonoMs>,
 }
+
+/// What decisions depend on besides the topics, for the flight recorder: also whether all was said.
+pub(super) type Snapshot = (Memory, Watch, bool, Option<ContentTreeStatus>);
 
 impl BaseOsPlanner {
     pub(super) fn load(files: Box<dyn Files>) -> BaseOsPlanner {
@@ -47,7 +53,18 @@ impl BaseOsPlanner {
                 Memory::default()
             }
         };
-        BaseOsPlanner { files, memory, watch: Watch::default(), is_synced: false, content: None }
+        BaseOsPlanner::restore(files, (memory, Watch::default(), false, None))
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        (self.memory.clone(), self.watch.clone(), self.is_synced, self.content.clone())
+    }
+
+    pub(super) fn restore(
+        files: Box<dyn Files>,
+        (memory, watch, is_synced, content): Snapshot,
+    ) -> BaseOsPlanner {
+        BaseOsPlanner { files, memory, watch, is_synced, content, again: None }
     }
 
     pub(super) fn subscribe(topics: &mut impl Topics) {
@@ -56,13 +73,12 @@ impl BaseOsPlanner {
         topics.subscribe::<topics::AgentObserved>();
     }
 
-    /// Decides anew; gives when to do so again.
-    pub(super) fn round(
-        &mut self,
-        topics: &mut impl Topics,
-        wanted: &BTreeSet<AppId>,
-        now: MonoMs,
-    ) -> Option<MonoMs> {
+    /// Decides anew.
+    pub(super) fn round(&mut self, topics: &mut impl Topics, wanted: &BTreeSet<AppId>, now: MonoMs) {
+        self.again = self.decide(topics, wanted, now);
+    }
+
+    fn decide(&mut self, topics: &mut impl Topics, wanted: &BTreeSet<AppId>, now: MonoMs) -> Option<MonoMs> {
         let is_known =
             topics.is_synced::<topics::SlotsObserved>() && topics.is_synced::<topics::NodeObserved>();
         let is_complete = topics.is_synced::<topics::UpdateObserved>()

@@ -190,7 +190,7 @@ pub enum Life {
 #[derive(Debug)]
 enum Body {
     Agent(agent::Agent),
-    Planner(planner::Process),
+    Planner(Box<planner::Process>),
     Store(store::Store),
     Net(net::Net),
     Run(run::Run),
@@ -437,7 +437,7 @@ impl Node {
         let disk = self.machine.disk.clone();
         slot.body = Some(match name {
             Name::Agent => Body::Agent(agent::Agent::new(self.plants)),
-            Name::Planner => Body::Planner(planner::Process::load(disk, self.plants.planner)),
+            Name::Planner => Body::Planner(Box::new(planner::Process::load(disk, self.plants.planner))),
             Name::Store => Body::Store(store::Store::load(disk, self.plants.store_drops_used)),
             Name::Net => Body::Net(net::Net::default()),
             Name::Run => Body::Run(run::Run::new(self.plants)),

@@ -34,7 +34,8 @@ pub struct Process {
 
 impl Process {
     pub fn load(disk: Rc<Disk>, plant: Option<Plant>) -> Process {
-        let (planner, _) = Planner::load(Box::new(View::new(disk, Name::Planner)));
+        let files = || Box::new(View::new(disk.clone(), Name::Planner));
+        let (planner, _) = Planner::load(files(), files());
         Process { planner, retry_at: None, plant }
     }
 
@@ -54,7 +55,7 @@ impl Process {
             return;
         }
         self.retry_at = None;
-        match self.planner.round(cx.topics) {
+        match self.planner.round(cx.topics, cx.now.mono) {
             Round::Awaiting(_) | Round::Planned => {}
             Round::NotSaved(error) => {
                 cx.say(format!("state not written: {error}"));
