@@ -155,11 +155,6 @@ impl Background {
         signal(self.child.id(), name)
     }
 
-    /// Waits until it ends by itself.
-    pub fn wait(&mut self) -> anyhow::Result<ExitStatus> {
-        Ok(self.child.wait()?)
-    }
-
     /// Asks it to stop and waits; kills it when it takes too long.
     pub fn stop(&mut self) -> anyhow::Result<ExitStatus> {
         if let Some(status) = self.child.try_wait()? {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The tests: units without root and network, the referees, the hosted node as a whole, and the same in an emulated guest.
 
-mod beside;
 mod fuzz;
 mod guest;
 
@@ -15,8 +14,6 @@ use anyhow::{Context as _, bail};
 use tests::command;
 use tests::packages;
 use tests::progress::step;
-
-use beside::Beside;
 
 /// Longest time the unit tests may take once built.
 const UNIT_S_MAX: u64 = 60;
@@ -80,11 +77,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         command::prepare_root()?;
         packages::ensure(packages::DEMO)?;
         packages::ensure(packages::HOSTED)?;
-        // All at once: what runs beside something else must not install anything.
-        if all {
-            packages::ensure(packages::FUZZ)?;
-        }
-        if args.guest || all {
+        if args.guest {
             packages::ensure(packages::GUEST)?;
         }
         if args.boxes {
@@ -110,21 +103,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.input || all {
         whole("bad_input", args)?;
     }
-    // The referees wait most of the time, the guest has but one processor, and the fuzzer takes what is left.
-    let beside = if all { vec![Beside::start("guest", 5)?, Beside::start("fuzz", 10)?] } else { Vec::new() };
     if args.referees || all {
         whole("referee", args)?;
     }
-    beside.into_iter().try_for_each(Beside::end)?;
+    // Not part of the plain run: the emulation takes minutes, and a machine that is not busy with something else.
     if args.guest {
         guest::run(args.filter.as_deref())?;
     }
-    // Not part of the plain run: what boots and onboards a box there is the demo.
+    // Not part of the plain run either: what boots and onboards a box there is the demo.
     if args.boxes {
         // each boots machines of one or two processors: two at once keep this machine busy
         whole_at_once("box", "2", args)?;
     }
-    if args.fuzz {
+    if args.fuzz || all {
         fuzz::run(args.filter.as_deref(), args.long)?;
     }
     Ok(())
