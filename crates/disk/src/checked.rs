@@ -4,9 +4,7 @@
 
 use alloc::vec::Vec;
 
-use crate::verity::{BLOCK_BYTES, HASH_BYTES, Root, hash};
-
-const PER_BLOCK: u64 = (BLOCK_BYTES / HASH_BYTES) as u64;
+use crate::verity::{BLOCK_BYTES, HASH_BYTES, Root, hash, leaves, tree_bytes};
 
 /// The leaves of a tree whose every block was checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,43 +13,14 @@ pub struct Leaves {
     hashes: Vec<u8>,
 }
 
-/// Blocks of a hash partition: superblock and tree.
-pub fn tree_blocks(data_blocks: u64) -> u64 {
-    let levels = levels(data_blocks);
-    levels.iter().fold(1_u64, |sum, level| sum.saturating_add(*level))
-}
-
-/// Blocks of each level, the lowest first.
-fn levels(data_blocks: u64) -> Vec<u64> {
-    let mut levels = Vec::new();
-    let mut blocks = data_blocks;
-    while blocks > 1 {
-        blocks = blocks.div_ceil(PER_BLOCK);
-        levels.push(blocks);
-    }
-    levels
-}
-
 impl Leaves {
-    /// Checks a tree from the root down. The superblock in front says nothing that anybody looks at.
+    /// Of a tree at the beginning of a partition.
     pub fn of(root: &Root, untrusted_partition: &[u8]) -> Option<Leaves> {
         if root.data_blocks <= 1 {
             return Some(Leaves { root: root.clone(), hashes: root.hash.to_vec() });
         }
-        let levels = levels(root.data_blocks);
-        let mut expected: Vec<u8> = root.hash.to_vec();
-        let mut at = BLOCK_BYTES;
-        for blocks in levels.iter().rev() {
-            let bytes = usize::try_from(*blocks).ok()?.checked_mul(BLOCK_BYTES)?;
-            let level = untrusted_partition.get(at..at.checked_add(bytes)?)?;
-            let mut all = level.chunks_exact(BLOCK_BYTES).zip(expected.chunks_exact(HASH_BYTES));
-            if !all.all(|(block, expected)| hash(block) == *expected) {
-                return None;
-            }
-            expected = level.to_vec();
-            at += bytes;
-        }
-        Some(Leaves { root: root.clone(), hashes: expected })
+        let tree = untrusted_partition.get(..usize::try_from(tree_bytes(root.data_blocks)).ok()?)?;
+        Some(Leaves { root: root.clone(), hashes: leaves(tree, root)?.to_vec() })
     }
 
     pub fn blocks(&self) -> u64 {
@@ -83,7 +52,7 @@ mod tests {
         for blocks in [1, 2, 128, 129, 130 * 128 + 1] {
             let data: Vec<u8> = (0..blocks).flat_map(|block: usize| vec![block as u8; BLOCK_BYTES]).collect();
             let (mut hashes, root) = tree(&data, Uuid::nil());
-            assert_eq!(hashes.len() as u64, tree_blocks(root.data_blocks) * BLOCK_BYTES as u64, "{blocks}");
+            assert_eq!(hashes.len() as u64, tree_bytes(root.data_blocks), "{blocks}");
             let leaves = Leaves::of(&root, &hashes).unwrap();
             let mut all = data.chunks_exact(BLOCK_BYTES).zip(0..);
             assert!(all.all(|(block, index)| leaves.is_block(index, block)));

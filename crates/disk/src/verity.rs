@@ -58,9 +58,9 @@ pub fn tree_bytes(data_blocks: u64) -> u64 {
     let mut level = data_blocks;
     while level > 1 {
         level = level.div_ceil(PER_BLOCK as u64);
-        blocks += level;
+        blocks = blocks.saturating_add(level);
     }
-    blocks * BLOCK_BYTES as u64
+    blocks.saturating_mul(BLOCK_BYTES as u64)
 }
 
 /// The hashes of the blocks of data out of a whole tree, once all of it is seen to be one with this root. The superblock says

@@ -13,12 +13,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, bail, ensure};
-use disk::checked::{Leaves, tree_blocks};
+use disk::checked::Leaves;
 use disk::content::{self, Content, LOOK_BYTES};
 use disk::entry::{DIRECTORY, Entry};
 use disk::gpt::{Partition, Table};
 use disk::partitions::{self, ids_of_root};
-use disk::verity::{BLOCK_BYTES, Root, parse_hash};
+use disk::verity::{BLOCK_BYTES, Root, parse_hash, tree_bytes};
 use tests::command::{Background, output, run};
 use tests::lab::Place;
 use tests::machine::{BOOT, Image, Machine, controller};
@@ -186,7 +186,7 @@ fn range(partition: &Partition) -> Range<u64> {
 }
 
 fn verify(view: &View<'_>, root: &Root, data: &Range<u64>, tree: &Range<u64>) -> anyhow::Result<()> {
-    let bytes = tree_blocks(root.data_blocks) * BLOCK_BYTES as u64;
+    let bytes = tree_bytes(root.data_blocks);
     ensure!(bytes <= tree.end - tree.start, "no room for a tree");
     let leaves =
         Leaves::of(root, &view.read(tree.start, bytes as usize)).context("its hash tree is damaged")?;

@@ -18,10 +18,10 @@ use disk::verity::Hash;
 use model::observed::{SlotObserved, SlotsObserved};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+use super::second::MEDIUM;
 use super::storage::{Disk, device};
 use super::{BootError, at, call};
 
-const MEDIUM: &str = "/run/medium";
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// A version that store has written.

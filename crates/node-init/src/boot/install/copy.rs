@@ -6,11 +6,11 @@ use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use disk::checked::{Leaves, tree_blocks};
+use disk::checked::Leaves;
 use disk::content::{LOOK_BYTES, UNFINISHED, first_sector_last};
 use disk::gpt::{Copies, Partition, Table};
 use disk::partitions::{Architecture, CONFIG, Layout, NEW_ESP, NUMBER_CONFIG, NUMBER_ESP, NUMBERS_SLOTS};
-use disk::verity::{BLOCK_BYTES, hex};
+use disk::verity::{self, BLOCK_BYTES, hex};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
@@ -60,7 +60,7 @@ impl Sources {
             return Err(InstallError::Medium("the boot file system is not the one that belongs to it"));
         }
         let (tree, tree_bytes) = part(Architecture::OWN.root_verity(), "it has no hash tree")?;
-        let needed = tree_blocks(order.root.data_blocks).saturating_mul(BLOCK_BYTES as u64);
+        let needed = verity::tree_bytes(order.root.data_blocks);
         if needed > tree_bytes {
             return Err(InstallError::Medium("the hash tree is cut off"));
         }
